@@ -1,0 +1,91 @@
+"""Multiresolution hash encodings behind one interface, chosen by name.
+
+A backend is a module with `encode`, `blend` and `adam_step` (documented in `reference`). All share the parameter
+layout of `layout.HashGridLayout`, so a table trained with one renders with another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from .layout import HashGridLayout
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BACKENDS", "BlendedTables", "HashGridLayout", "encode", "load_backend"]
+
+BACKENDS = {"reference": "thnerf.encodings.reference", "numba": "thnerf.encodings.numba_backend"}
+
+
+def load_backend(name: str = "auto") -> ModuleType:
+    """Import a backend; 'auto' is the fastest one for the CPU. Raises ValueError for an unknown name."""
+    name = "numba" if name == "auto" else name
+    if name not in BACKENDS:
+        raise ValueError(f"no hash encoding backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    return importlib.import_module(BACKENDS[name])
+
+
+def encode(positions: "torch.Tensor", tables: "torch.Tensor", layout: HashGridLayout, which: "torch.Tensor | None" = None,
+           backend: str = "auto") -> "torch.Tensor":
+    """Encode positions (N,D) in [0,1] with tables (size,) or (B,size); sample i uses table `which[i]`.
+
+    Returns (N, levels·features) float32, differentiable in positions and tables.
+    """
+    return load_backend(backend).encode(positions, tables, layout, which)
+
+
+class BlendedTables:
+    """A hash table that is linear in a condition: ``H(ψ) = H_0 + Σ_k ψ_k H_k``, blended once a frame.
+
+    Interpolation is linear in the table, so one look-up in H(ψ) equals K+1 look-ups. `tables` (size, K+1), with the
+    condition fastest so that blending and optimising stream through memory. `blend` gives plain tables to `encode`;
+    their gradient goes back through `step`, which runs Adam (Kingma & Ba 2015) where a gradient arrived, with one second
+    moment per blended parameter.
+    """
+
+    def __init__(self, layout: HashGridLayout, conditions: int, seed: int = 0, backend: str = "auto") -> None:
+        import torch
+
+        self.layout, self.backend = layout, load_backend(backend)
+        self.tables = torch.zeros(layout.size, conditions + 1)
+        self.tables[:, 0] = torch.from_numpy(layout.initial(seed))
+        self.first = torch.zeros_like(self.tables)
+        self.second = torch.zeros(layout.size)
+        self.steps = 0
+
+    def blend(self, conditions: "torch.Tensor") -> "torch.Tensor":
+        """Conditions (B,K) → tables (B, size), a leaf that collects its gradient."""
+        return self.backend.blend(self.tables, _with_one(conditions)).requires_grad_()
+
+    def step(self, gradients: "torch.Tensor", conditions: "torch.Tensor", rate: float, conditional_rate: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+        """Adam with learning rate `rate` for H_0 and `conditional_rate` for the others. gradients (B,size), conditions (B,K)."""
+        import torch
+
+        self.steps += 1
+        rates = torch.full((self.tables.shape[1],), conditional_rate)
+        rates[0] = rate
+        self.backend.adam_step(self.tables, self.first, self.second, gradients, _with_one(conditions), rates, betas, self.steps)
+
+    def state(self) -> "dict[str, torch.Tensor]":
+        """Everything needed to go on training: the tables as (K+1, size), each in tiny-cuda-nn's order, and the optimiser."""
+        import torch
+
+        return {"tables": self.tables.T.contiguous(), "first": self.first, "second": self.second, "steps": torch.tensor(self.steps)}
+
+    def load(self, state: "dict[str, torch.Tensor]") -> None:
+        """Inverse of `state`; the optimiser's part may be missing. Raises ValueError on another shape."""
+        if tuple(state["tables"].shape) != tuple(self.tables.T.shape):
+            raise ValueError(f"the hash tables have shape {tuple(state['tables'].shape)}, expected {tuple(self.tables.T.shape)}")
+        self.tables = state["tables"].T.contiguous()
+        if "first" in state:
+            self.first, self.second, self.steps = state["first"].clone(), state["second"].clone(), int(state["steps"])
+
+
+def _with_one(conditions: "torch.Tensor") -> "torch.Tensor":
+    """Prepend the coefficient of H_0: (B,K) → (B,K+1)."""
+    import torch
+
+    return torch.cat([torch.ones(len(conditions), 1), conditions], 1)
