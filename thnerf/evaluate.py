@@ -29,7 +29,7 @@ from render.progress import progress
 from thnerf.metrics import KEYS, SETTINGS, Measurement
 from thnerf.synthesis import SOUND_RATE, Renderer, to_uint8
 
-BLOCK = 32
+BLOCK = 16
 """Frames held in memory at a time."""
 LABELS = {"truth": "truth", "reconstruct": "reconstruct", "audio": "from audio"}
 MOUTH_PREFIXES = ("jaw", "mouth", "tongue")
