@@ -180,6 +180,14 @@ def test_without_sound_audio_is_null_and_says_why(tmp_path):
     assert probe(tmp_path / "runs/default/evaluation.mp4").width == 2 * SIZE
 
 
+def test_a_run_without_a_speech_network_is_still_measured(subject, tmp_path):
+    def predict(samples, rate, frames):
+        raise InputError("this run has no speech network")
+
+    result = evaluate_with(subject, tmp_path / "run", Drawn(), BlockDetector(), predict, max_frames=10)
+    assert result["audio"] is None and "no speech network" in result["notes"]["audio"] and result["reconstruct"]["psnr_full"] > 30
+
+
 def test_clips_are_scored_apart(tmp_path):
     """A render that is late within each clip; the pairs and second differences never span two clips."""
     several = make_subject(tmp_path, clips=(50, 60, 50, 70), test=2)

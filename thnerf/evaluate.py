@@ -63,7 +63,10 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
     notes = {} if predict else {"audio": reason}
     sound = stretch_sound(subject, ranges) if subject.has_audio else None
     if predict:
-        tracks["audio"] = spoken_track(tested, starts, sound, predict)
+        try:
+            tracks["audio"] = spoken_track(tested, starts, sound, predict)
+        except InputError as error:  # a run without a speech network still has a picture to measure
+            notes["audio"] = str(error)
     streams: dict[str, Iterable[np.ndarray]] = {name: rendered(renderer, t) for name, t in tracks.items()}
     other = shuffled_index(subject, ranges)
     if other is None:
