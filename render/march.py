@@ -26,6 +26,7 @@ class Volume:
     """Where there is something to see: a box (lower, upper (3,) float32), its inscribed ellipsoid if `round`, and occupancy (G,G,G) bool.
 
     Occupancy is indexed [x, y, z] over the box. step: distance between samples, in the units of the box.
+    density_unit: the length that densities are per.
     """
 
     lower: np.ndarray
@@ -33,6 +34,12 @@ class Volume:
     occupancy: np.ndarray
     step: float
     round: bool = True
+    density_unit: float = 1.0
+
+    @property
+    def optical_step(self) -> float:
+        """Length of a step in density units."""
+        return self.step / self.density_unit
 
     def unit(self, points: np.ndarray) -> np.ndarray:
         """Points (…,3) → coordinates in the unit cube."""
@@ -202,7 +209,7 @@ def render_rays(origins: np.ndarray, directions: np.ndarray, volume: Volume,
     for a in range(0, len(origins), chunk):
         samples = march(origins[a : a + chunk], directions[a : a + chunk], volume)
         density, colour = radiance(torch.from_numpy(samples.positions))
-        out, transmittance, _ = composite(density, colour, volume.step, samples.offsets)
+        out, transmittance, _ = composite(density, colour, volume.optical_step, samples.offsets)
         colours.append(out)
         opacities.append(1 - transmittance)
     return torch.cat(colours), torch.cat(opacities)

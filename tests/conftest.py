@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import thnerf  # noqa: F401 - before torch: it sets how idle OpenMP threads wait
+
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("THNERF_QUIET", "1")
 

@@ -10,7 +10,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .layout import HashGridLayout
+from thnerf.encodings.layout import HashGridLayout
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 import torch
 
-from .layout import HashGridLayout
+from thnerf.encodings.layout import HashGridLayout
 
 TINY = 1e-11
 _P1, _P2 = np.int64(2654435761), np.int64(805459861)

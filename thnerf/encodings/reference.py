@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .layout import PRIMES, HashGridLayout
+from thnerf.encodings.layout import PRIMES, HashGridLayout
 
 
 def encode(positions: torch.Tensor, tables: torch.Tensor, layout: HashGridLayout, which: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,79 @@
+"""The shell and the prior follow the mesh; the pose correction is a rigid motion with the gradient of one."""
+
+import numpy as np
+import torch
+
+from render.march import march
+from thnerf.field import UNIT_MM, HeadField, PoseCorrection, head_volume
+from synthetic import NAMES, RADII, toy_model
+
+
+def toy_volume():
+    model = toy_model()
+    opened = model.vertices(np.zeros(1), np.eye(len(NAMES))[:1])
+    meshes = np.concatenate([model.mean[None], opened])
+    return (*head_volume(meshes, model.faces, 25.0, -90.0, 64, 4.5), meshes)
+
+
+def cells(volume, points: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.floor(volume.unit(points) * 64).astype(int).T)
+
+
+def test_shell_holds_the_visible_surface_of_every_expression() -> None:
+    volume, _, meshes = toy_volume()
+    for vertices in meshes:
+        front = vertices[vertices[:, 2] > 20]
+        assert volume.occupancy[cells(volume, front)].all()
+    assert not volume.occupancy[cells(volume, np.array([[0.0, 0, -20]]))].any()  # the unseen inside
+    assert 0.01 < volume.occupancy.mean() < 0.4
+
+
+def test_prior_is_opaque_inside_and_clear_in_front() -> None:
+    volume, prior, _ = toy_volume()
+    inside, outside = np.array([[0.0, 0, RADII[2] - 15], [30, 20, 60]]), np.array([[0.0, 0, RADII[2] + 12], [90, 60, 70]])
+    assert (prior[cells(volume, inside)] > 1).all() and (prior[cells(volume, outside)] < -1).all()
+
+
+def test_untrained_head_is_opaque_at_the_surface_and_has_no_fog_in_front() -> None:
+    volume, prior, _ = toy_volume()
+    field = HeadField(4, 16, prior).eval()
+    origins = np.array([[0.0, 0, 900]], np.float32)
+    samples = march(origins, np.array([[0, 0, -1.0]], np.float32), volume)
+    density, colour = field(torch.zeros(len(samples.positions), 4), torch.from_numpy(samples.positions))
+    z = volume.lower[2] + samples.positions[:, 2] * (volume.upper - volume.lower)[2]
+    light = np.exp(-np.cumsum(density.detach().numpy()) * volume.optical_step)
+    assert light[z > RADII[2] + 8].min() > 0.7 and light[-1] < 0.2
+    assert ((colour >= 0) & (colour <= 1)).all()
+
+
+def test_pose_correction_moves_rays_like_points() -> None:
+    torch.manual_seed(0)
+    correction = PoseCorrection(3)
+    with torch.no_grad():
+        correction.weight.copy_(torch.randn(4, 6) * 1e-3)
+    features = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    origins, matrices = np.array([[0.0, 10, 800], [5, 0, 700]]), np.stack([np.eye(3)] * 2)
+    moved, turned = correction.apply_to_rays(features, origins, matrices)
+    delta = correction(torch.from_numpy(features)).detach().numpy()
+    for i in range(2):
+        direction, t = np.array([0.1, -0.2, -1.0]), 650.0
+        point = origins[i] + t * direction
+        expected = point + np.cross(delta[i, :3], point) + delta[i, 3:] * UNIT_MM
+        assert np.allclose(moved[i] + t * (turned[i] @ direction), expected, atol=1e-2)
+
+
+def test_attached_gradient_is_that_of_the_motion() -> None:
+    lower, upper = torch.tensor([-100.0, -120, -90]), torch.tensor([100.0, 150, 80])
+    correction, features = PoseCorrection(2), torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    positions, which = torch.rand(40, 3), torch.arange(40) % 2
+    target = torch.rand(40, 3)
+    attached = correction.attach(features, positions, which, lower, upper)
+    assert torch.allclose(attached, positions)
+    (attached * target).sum().backward()
+    weight = torch.zeros(3, 6, dtype=torch.float64)
+    weight[1, 4] = weight[2, 0] = 1e-4  # a finite motion along two of the parameters
+    delta = (torch.cat([features, torch.ones(2, 1)], 1).double() @ weight)[which]
+    points = (lower + positions * (upper - lower)).double()
+    moved = points + torch.cross(delta[:, :3], points, dim=-1) + delta[:, 3:] * UNIT_MM
+    change = (((moved - points) / (upper - lower).double()) * target.double()).sum()
+    assert torch.allclose((correction.weight.grad.double() * weight).sum(), change, rtol=1e-3)

@@ -1,0 +1,162 @@
+"""All that is learned of one subject: blended head field, pose correction, torso, and how a Track conditions them.
+
+`Avatar` is built by the trainer, saved as one safetensors file, and read back to render. `render` here is the readable
+renderer; `thnerf.renderer` has the fast one, tested against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import torch
+
+from recon.track import Track
+from render.files import InputError, atomic_path
+from render.march import Volume, render_rays
+from thnerf.config import FieldConfig, TorsoConfig
+from thnerf.dataset import Condition, head_rays, pixel_directions
+from thnerf.encodings import BlendedTables, HashGridLayout
+from thnerf.field import UNIT_MM, HeadField, PoseCorrection
+from thnerf.torso import TorsoField
+
+FORMAT = 1
+
+
+class Avatar:
+    """The learned subject. row: fraction of the image height from which the torso may show. backend: of the encodings."""
+
+    def __init__(self, head: FieldConfig, torso: TorsoConfig, condition: Condition, volume: Volume, prior: np.ndarray, row: float,
+                 seed: int = 0, backend: str = "auto") -> None:
+        torch.manual_seed(seed)
+        self.config, self.torso_config, self.condition, self.volume, self.row = head, torso, condition, volume, row
+        conditions = condition.matrix.shape[1]
+        self.layout = HashGridLayout(3, head.levels, 2, head.log2_entries, head.base_resolution, head.finest_resolution)
+        self.torso_layout = HashGridLayout(2, torso.levels, 2, torso.log2_entries, torso.base_resolution, torso.finest_resolution)
+        self.tables = BlendedTables(self.layout, conditions, seed, backend)
+        self.torso_tables = BlendedTables(self.torso_layout, 0, seed + 1, backend)
+        self.head = HeadField(self.layout.channels, head.width, prior)
+        self.correction = PoseCorrection(6 + conditions)
+        self.torso = TorsoField(self.torso_layout.channels, len(condition.torso_mean), 6, torso.width, torch.from_numpy(np.asarray(condition.torso_scale, np.float32)))
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The parts that are torch modules, by name."""
+        return {"head": self.head, "correction": self.correction, "torso": self.torso}
+
+    def encode(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+        """Hash features of unit positions (M,3) in blended tables (B,size)."""
+        return self.tables.backend.encode(positions, table, self.layout, which)
+
+    def encode_torso(self, table: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The 2D encoding that the torso module asks for."""
+        return lambda uv: self.torso_tables.backend.encode(uv, table, self.torso_layout, None)
+
+    def blend(self, psi: torch.Tensor) -> torch.Tensor:
+        """Tables (B,size) of conditions ψ (B,K)."""
+        return self.tables.blend(psi * self.config.condition_scale)
+
+    def pose_features(self, pose: np.ndarray, psi: np.ndarray) -> np.ndarray:
+        """What the pose correction depends on, (B,6+K)."""
+        return np.concatenate([pose, psi], 1)
+
+    @torch.no_grad()
+    def render(self, track: Track, index: int, background: np.ndarray) -> np.ndarray:
+        """One frame (H,W,3) float32 in [0,1] in readable torch; background (H,W,3) float32 in [0,1]."""
+        part = track[index : index + 1]
+        width, height = track.camera.width, track.camera.height
+        psi, pose = self.condition.expression(part), self.condition.pose(part)
+        origins, matrices = self.correction.apply_to_rays(self.pose_features(pose, psi), *head_rays(part, np.array([0])))
+        v, u = (a.ravel() for a in np.mgrid[0:height, 0:width])
+        directions = pixel_directions(np.linalg.inv(track.camera.K), u, v) @ matrices[0].T
+        table = self.blend(torch.from_numpy(psi)).detach()
+        radiance = lambda x: self.head(self.encode(x, table), x)  # noqa: E731
+        self.head.eval()
+        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, radiance)
+        self.head.train()
+        behind = torch.from_numpy(np.ascontiguousarray(background.reshape(-1, 3), np.float32)).clone()
+        low = torch.from_numpy(np.flatnonzero(v >= self.row * height))
+        if len(low):
+            shoulders, cover = self.torso_at(u[low] + 0.5, v[low] + 0.5, width, height, torch.from_numpy(self.condition.torso(part)).expand(len(low), -1), torch.from_numpy(pose).expand(len(low), -1))
+            behind[low] = behind[low] * (1 - cover[:, None]) + shoulders * cover[:, None]
+        return (colour + (1 - opacity[:, None]) * behind).clamp(0, 1).reshape(height, width, 3).numpy()
+
+    def torso_at(self, x: np.ndarray, y: np.ndarray, width: int, height: int, torso: torch.Tensor, pose: torch.Tensor,
+                 table: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colour (N,3) and opacity (N,) of the torso at image points x, y (px) with the features of their frames."""
+        uv = torch.from_numpy(np.stack([x / width, y / height], 1).astype(np.float32))
+        if table is None:
+            table = self.torso_tables.blend(torch.zeros(1, 0)).detach()
+        return self.torso(uv, torso, pose, self.encode_torso(table))
+
+    def state(self, training: bool = False) -> dict[str, torch.Tensor]:
+        """All arrays by name; with the encodings' optimisers when `training`."""
+        out = {f"condition.{k}": torch.from_numpy(v) for k, v in self.condition.arrays().items()}
+        out["volume.box"] = torch.from_numpy(np.stack([self.volume.lower, self.volume.upper]))
+        out["volume.occupancy"] = torch.from_numpy(self.volume.occupancy.astype(np.uint8))
+        for name, module in self.modules.items():
+            out |= {f"{name}.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
+        for name, tables in (("tables", self.tables), ("torso_tables", self.torso_tables)):
+            out |= {f"{name}.{k}": v for k, v in tables.state().items() if training or k == "tables"}
+        return out
+
+    def header(self) -> dict[str, str]:
+        """The metadata that goes with `state`."""
+        about = {"format": FORMAT, "head": dataclasses.asdict(self.config), "torso": dataclasses.asdict(self.torso_config), "row": self.row,
+                 "step": self.volume.step, "expression_names": self.condition.expression_names}
+        return {"avatar": json.dumps(about)}
+
+    def save(self, path: Path, **notes: str) -> None:
+        """Write the weights as safetensors, atomically."""
+        write_tensors(path, self.state(), {**self.header(), **notes})
+
+    @classmethod
+    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, str], backend: str = "auto") -> "Avatar":
+        """Inverse of `state` and `header`. Raises InputError when they do not fit together or are of another version."""
+        try:
+            about = json.loads(header["avatar"])
+            if about["format"] != FORMAT:
+                raise InputError(f"the weights have format {about['format']}, this version reads {FORMAT}; train again")
+            arrays = {k.removeprefix("condition."): v.numpy() for k, v in tensors.items() if k.startswith("condition.")}
+            condition = Condition(**arrays, expression_names=tuple(about["expression_names"]))
+            lower, upper = tensors["volume.box"].numpy()
+            volume = Volume(lower, upper, tensors["volume.occupancy"].numpy().astype(bool), about["step"], density_unit=UNIT_MM)
+            avatar = cls(FieldConfig(**about["head"]), TorsoConfig(**about["torso"]), condition, volume, tensors["head.prior"].numpy(), about["row"], backend=backend)
+            for name, module in avatar.modules.items():
+                module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+            for name, tables in (("tables", avatar.tables), ("torso_tables", avatar.torso_tables)):
+                tables.load({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the weights do not fit this version of thnerf ({error}); train again") from None
+        return avatar
+
+    @classmethod
+    def load(cls, path: Path, backend: str = "auto") -> "Avatar":
+        """Read weights written by `save`. Raises InputError when they are missing or damaged."""
+        return cls.restore(*read_tensors(path), backend=backend)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and a header of strings as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata={k: str(v) for k, v in header.items()})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file. Raises InputError naming the file when it is missing, truncated or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run thnerf train first")
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            return {k: stream.get_tensor(k) for k in stream.keys()}, dict(stream.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or cut short ({error}); delete it and run thnerf train again") from None

@@ -1,0 +1,159 @@
+"""Settings of training, as dataclasses that the command line and config.yaml are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from render.files import InputError, atomic_path
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """The head: blended hash grid, small network, occupancy."""
+
+    levels: int = 10
+    """Levels of the hash grid."""
+    log2_entries: int = 15
+    """At most 2^this entries a level."""
+    base_resolution: int = 16
+    """Grid points of the coarsest level along an axis."""
+    finest_resolution: int = 256
+    """Grid points of the finest level."""
+    width: int = 64
+    """Hidden width of the network behind the grid (a multiple of 4)."""
+    expression_modes: int = 11
+    """Principal modes of expression that blend a table of their own; blinks and gaze have theirs besides."""
+    condition_scale: float = 0.5
+    """Blend coefficients are the whitened conditions times this."""
+    occupancy: int = 64
+    """Cells of the occupancy grid along an axis."""
+    step_mm: float = 4.5
+    """Distance between samples on a ray."""
+    samples_per_ray: int = 40
+    """Samples of a ray at most."""
+
+
+@dataclass(frozen=True)
+class TorsoConfig:
+    """The shoulders: a 2D layer moved by the torso coefficients of the track."""
+
+    levels: int = 8
+    """Levels of the 2D hash grid."""
+    log2_entries: int = 14
+    """At most 2^this entries a level."""
+    base_resolution: int = 8
+    """Grid points of the coarsest level along an axis."""
+    finest_resolution: int = 256
+    """Grid points of the finest level."""
+    width: int = 32
+    """Hidden width of both networks (a multiple of 4)."""
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """The speech-to-motion network: an ensemble of small temporal convolutional networks."""
+
+    members: int = 3
+    """Networks that are averaged; each leaves out another part of the training footage to validate on."""
+    steps: int = 400
+    """Optimiser steps of each network (fewer when its time runs out)."""
+    batch: int = 16
+    """Windows in one step."""
+    window: int = 48
+    """Video frames in a window."""
+    hidden: int = 96
+    """Channels of the network."""
+    layers: int = 3
+    """Dilated layers; 3 see 0.34 s of sound on either side at 25 fps."""
+    dropout: float = 0.3
+    """Share of activations dropped in training."""
+    noise: float = 0.2
+    """Noise on the standardised features in training."""
+    rate: float = 3e-3
+    """Initial learning rate."""
+    weight_decay: float = 0.1
+    """Weight decay of AdamW."""
+    modes: int = 16
+    """Principal modes of the mouth's movement that are predicted, at most."""
+    hold_out: float = 0.12
+    """Share of the training footage each network is validated on."""
+    seed: int = 0
+    """Seed of initial values and windows."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    minutes: float = 10.0
+    """Wall clock of the whole command, compilation and speech-to-motion network included."""
+    steps: int | None = None
+    """Stop the field after this many steps, whatever the time (the schedule follows the steps then)."""
+    run: str = "default"
+    """Name of the run, a folder in SUBJECT/runs."""
+    device: str = "auto"
+    """auto or cpu."""
+    seed: int = 0
+    """Seed of initial values and ray sampling."""
+    frames_per_step: int = 2
+    """Frames whose tables are blended in one step."""
+    samples_per_step: int = 48000
+    """Field samples in one step; the number of rays follows from it."""
+    rate: float = 1e-2
+    """Initial learning rate of the hash tables."""
+    conditional_rate: float = 3e-3
+    """Initial learning rate of the tables that expressions blend in."""
+    network_rate: float = 2e-3
+    """Initial learning rate of the networks."""
+    pose_rate: float = 3e-4
+    """Initial learning rate of the pose correction."""
+    matte_weight: float = 0.1
+    """Weight of the agreement of both layers with the person matte."""
+    motion_share: float = 0.12
+    """Part of the time given to the speech-to-motion network when the footage has sound."""
+    save_seconds: float = 20.0
+    """A stop loses at most about this much work."""
+    preview_seconds: float = 60.0
+    """Time between preview.png updates."""
+    max_frames: int = 5000
+    """Training frames held in memory at most; more are thinned evenly."""
+    head: FieldConfig = field(default_factory=FieldConfig)
+    """The head."""
+    torso: TorsoConfig = field(default_factory=TorsoConfig)
+    """The shoulders."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that cannot be trained."""
+        if not 0.05 <= self.minutes <= 100000:
+            raise InputError(f"--minutes must lie between 0.05 and 100000, not {self.minutes}")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"--steps must be at least 1, not {self.steps}")
+        if self.device not in ("auto", "cpu"):
+            raise InputError(f"--device takes auto or cpu in this version, not {self.device!r}")
+        if self.head.width % 4 or self.torso.width % 4:
+            raise InputError("the network widths must be multiples of 4")
+        if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:
+            raise InputError("training needs frames_per_step >= 1, samples_per_step >= 1000 and 0 <= motion_share < 1")
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a config dataclass as YAML, atomically."""
+    import yaml
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], ignore: tuple[str, ...] = (), prefix: str = "") -> list[str]:
+    """Dotted names of settings that differ between two configs (as nested dicts)."""
+    names = []
+    for key in [*a, *(k for k in b if k not in a)]:
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            names += differences(x, y, ignore, f"{prefix}{key}.")
+        elif x != y and key not in ignore:
+            names.append(f"{prefix}{key}")
+    return names

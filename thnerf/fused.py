@@ -1,0 +1,278 @@
+"""Rendering in one pass on CPU threads: march, encode, network and compositing of 64 samples at a time, in tiles of 16×16 pixels.
+
+Everything a block of samples needs stays in the first cache level; loops run over the 64 samples so that the compiler can
+use vector instructions. A ray stops when less than `stop` of its light is left. The readable renderer
+(`avatar.Avatar.render`) defines what these kernels compute.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba as nb
+import numpy as np
+
+from render.march import clip_ray
+
+BLOCK, TILE = 64, 16
+_ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
+_P1, _P2 = np.int32(np.uint32(2654435761).astype(np.int32)), np.int32(805459861)
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _exp(x, bits, power):
+    """e^x in place for a row of BLOCK floats: 2^round(y) through the exponent bits, the rest by Taylor's series (error 1e-7).
+
+    bits (BLOCK,) int32 and power, the same memory as float32, are scratch.
+    """
+    for i in range(BLOCK):
+        y = min(max(x[i] * np.float32(1.4426950408889634), np.float32(-126)), np.float32(126))
+        whole = np.float32(math.floor(y + _HALF))
+        f = (y - whole) * np.float32(0.6931471805599453)
+        bits[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        x[i] = _ONE + f * (_ONE + f * (_HALF + f * (np.float32(1 / 6) + f * (np.float32(1 / 24) + f * (np.float32(1 / 120) + f * np.float32(1 / 720))))))
+    for i in range(BLOCK):
+        x[i] *= power[i]
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _dense(weight, bias, x, y, rectify):
+    """One layer, y (outputs, BLOCK) = weight (outputs, inputs) @ x (inputs, BLOCK) + bias; outputs a multiple of 4."""
+    outputs, inputs = weight.shape
+    for j in range(0, outputs, 4):
+        y0, y1, y2, y3 = y[j], y[j + 1], y[j + 2], y[j + 3]
+        for i in range(BLOCK):
+            y0[i], y1[i], y2[i], y3[i] = bias[j], bias[j + 1], bias[j + 2], bias[j + 3]
+        for k in range(0, inputs, 4):
+            a, b, c, d = x[k], x[k + 1], x[k + 2], x[k + 3]
+            w00, w01, w02, w03 = weight[j, k], weight[j, k + 1], weight[j, k + 2], weight[j, k + 3]
+            w10, w11, w12, w13 = weight[j + 1, k], weight[j + 1, k + 1], weight[j + 1, k + 2], weight[j + 1, k + 3]
+            w20, w21, w22, w23 = weight[j + 2, k], weight[j + 2, k + 1], weight[j + 2, k + 2], weight[j + 2, k + 3]
+            w30, w31, w32, w33 = weight[j + 3, k], weight[j + 3, k + 1], weight[j + 3, k + 2], weight[j + 3, k + 3]
+            for i in range(BLOCK):
+                p, q, r, s = a[i], b[i], c[i], d[i]
+                y0[i] += w00 * p + w01 * q + w02 * r + w03 * s
+                y1[i] += w10 * p + w11 * q + w12 * r + w13 * s
+                y2[i] += w20 * p + w21 * q + w22 * r + w23 * s
+                y3[i] += w30 * p + w31 * q + w32 * r + w33 * s
+        if rectify:
+            for i in range(BLOCK):
+                y0[i], y1[i], y2[i], y3[i] = max(y0[i], _ZERO), max(y1[i], _ZERO), max(y2[i], _ZERO), max(y3[i], _ZERO)
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _corners(position, scale, resolution, entries, hashed, index, weight):
+    """Entries (8,BLOCK) int32 and weights (8,BLOCK) of the corners around unit positions (3,BLOCK)."""
+    px, py, pz = position[0], position[1], position[2]
+    my, mz = (_P1, _P2) if hashed else (np.int32(resolution), np.int32(resolution * resolution))
+    mask, size = np.int32(entries - 1), np.int32(entries)
+    for i in range(BLOCK):
+        gx, gy, gz = px[i] * scale + _HALF, py[i] * scale + _HALF, pz[i] * scale + _HALF
+        ix, iy, iz = np.int32(gx), np.int32(gy), np.int32(gz)
+        fx, fy, fz = gx - np.float32(ix), gy - np.float32(iy), gz - np.float32(iz)
+        x1, y0, z0 = np.int32(ix + np.int32(1)), np.int32(iy * my), np.int32(iz * mz)
+        y1, z1 = np.int32(y0 + my), np.int32(z0 + mz)
+        if hashed:
+            a, b, c, d = np.int32(y0 ^ z0), np.int32(y1 ^ z0), np.int32(y0 ^ z1), np.int32(y1 ^ z1)
+            index[0, i], index[1, i], index[2, i], index[3, i] = (ix ^ a) & mask, (x1 ^ a) & mask, (ix ^ b) & mask, (x1 ^ b) & mask
+            index[4, i], index[5, i], index[6, i], index[7, i] = (ix ^ c) & mask, (x1 ^ c) & mask, (ix ^ d) & mask, (x1 ^ d) & mask
+        else:
+            a, b, c, d = np.int32(y0 + z0), np.int32(y1 + z0), np.int32(y0 + z1), np.int32(y1 + z1)
+            index[0, i], index[1, i], index[2, i], index[3, i] = ix + a, x1 + a, ix + b, x1 + b
+            index[4, i], index[5, i], index[6, i], index[7, i] = ix + c, x1 + c, ix + d, x1 + d
+        a, b, c, d = (_ONE - fy) * (_ONE - fz), fy * (_ONE - fz), (_ONE - fy) * fz, fy * fz
+        weight[0, i], weight[1, i], weight[2, i], weight[3, i] = (_ONE - fx) * a, fx * a, (_ONE - fx) * b, fx * b
+        weight[4, i], weight[5, i], weight[6, i], weight[7, i] = (_ONE - fx) * c, fx * c, (_ONE - fx) * d, fx * d
+    if not hashed:
+        for c in range(8):
+            row = index[c]
+            for i in range(BLOCK):
+                row[i] -= size if row[i] >= size else np.int32(0)
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _encode(position, table, scales, resolutions, entries, hashed, offsets, corners, index, weight, features):
+    """Hash features (2·levels, BLOCK) of unit positions (3,BLOCK); table (entries, 2). In 2D position[2] is such that its weight is 0."""
+    for level in range(len(scales)):
+        _corners(position, scales[level], resolutions[level], entries[level], hashed[level], index, weight)
+        part = table[offsets[level] : offsets[level + 1]]
+        a, b = features[2 * level], features[2 * level + 1]
+        for i in range(BLOCK):
+            s, t = _ZERO, _ZERO
+            for c in range(corners):
+                e, w = index[c, i], weight[c, i]
+                s += w * part[e, 0]
+                t += w * part[e, 1]
+            a[i], b[i] = s, t
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _prior(position, grid, count, out):
+    """Trilinear look-up of a cubic grid between cell centres at unit positions (3,BLOCK)."""
+    G = grid.shape[0]
+    top = np.float32(G - 1.001)
+    for i in range(count):
+        x, y, z = position[0, i] * G - _HALF, position[1, i] * G - _HALF, position[2, i] * G - _HALF
+        x, y, z = min(max(x, _ZERO), top), min(max(y, _ZERO), top), min(max(z, _ZERO), top)
+        a, b, c = int(x), int(y), int(z)
+        fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
+        low = (grid[a, b, c] * (_ONE - fx) + grid[a + 1, b, c] * fx) * (_ONE - fy) + (grid[a, b + 1, c] * (_ONE - fx) + grid[a + 1, b + 1, c] * fx) * fy
+        high = (grid[a, b, c + 1] * (_ONE - fx) + grid[a + 1, b, c + 1] * fx) * (_ONE - fy) + (grid[a, b + 1, c + 1] * (_ONE - fx) + grid[a + 1, b + 1, c + 1] * fx) * fy
+        out[i] = low * (_ONE - fz) + high * fz
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray):
+    """Move rays alive[begin:count] on to their next occupied sample, until BLOCK are found. Returns where it stopped and how many."""
+    G = occupancy.shape[0]
+    n = 0
+    while begin < count and n < BLOCK:
+        i = alive[begin]
+        begin += 1
+        if light[i] >= stop:
+            t, dx, dy, dz = time[i], direction[i, 0], direction[i, 1], direction[i, 2]
+            while t < end[i]:
+                x, y, z = origin[0] + t * dx, origin[1] + t * dy, origin[2] + t * dz
+                a, b, c = int(x * G), int(y * G), int(z * G)
+                if 0 <= a < G and 0 <= b < G and 0 <= c < G and occupancy[a, b, c]:
+                    position[0, n], position[1, n], position[2, n] = min(max(x, _ZERO), _ONE), min(max(y, _ZERO), _ONE), min(max(z, _ZERO), _ONE)
+                    ray[n] = i
+                    n += 1
+                    break
+                t += step[i]
+            time[i] = t + step[i]
+    return begin, n
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, is_round, occupancy, prior, grid, table, layers, colour, opacity):
+    """Render one tile; see `render_head`."""
+    scales, resolutions, entries, hashed, offsets = grid
+    w1, b1, w2, b2, w3, b3 = layers
+    rays = TILE * TILE
+    direction, light, shade = np.empty((rays, 3), np.float32), np.ones(rays, np.float32), np.zeros((rays, 3), np.float32)
+    time, end, step = np.empty(rays, np.float32), np.empty(rays, np.float32), np.empty(rays, np.float32)
+    alive, count = np.empty(rays, np.int32), 0
+    for i in range(rays):
+        u, v = np.float32(u0 + i % TILE) + _HALF, np.float32(v0 + i // TILE) + _HALF
+        length = _ZERO
+        for k in range(3):
+            d = matrix[k, 0] * u + matrix[k, 1] * v + matrix[k, 2]
+            length += d * d
+            direction[i, k] = d / extent[k]
+        step[i] = step_length / np.float32(math.sqrt(length))
+        near, far = clip_ray(origin[0], origin[1], origin[2], direction[i, 0], direction[i, 1], direction[i, 2], is_round)
+        if far > near and u < width and v < height:
+            time[i], end[i] = near + _HALF * step[i], far
+            alive[count] = i
+            count += 1
+    features, hidden, second, y = np.empty((2 * len(scales), BLOCK), np.float32), np.empty((len(b1), BLOCK), np.float32), np.empty((len(b2), BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
+    position, bias, ray = np.zeros((3, BLOCK), np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    index, weight, bits = np.empty((8, BLOCK), np.int32), np.empty((8, BLOCK), np.float32), np.empty(BLOCK, np.int32)
+    power = bits.view(np.float32)
+    while count > 0:
+        begin, still = 0, 0
+        while begin < count:
+            begin, n = _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray)
+            if n == 0:
+                continue
+            _encode(position, table, scales, resolutions, entries, hashed, offsets, 8, index, weight, features)
+            _prior(position, prior, n, bias)
+            _dense(w1, b1, features, hidden, True)
+            _dense(w2, b2, hidden, second, True)
+            _dense(w3, b3, second, y, False)
+            y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
+            for i in range(BLOCK):
+                y0[i], y1[i], y2[i], y3[i] = min(max(y0[i] + bias[i], np.float32(-8)), np.float32(8)), -y1[i], -y2[i], -y3[i]
+            for k in range(4):
+                _exp(y[k], bits, power)
+            for i in range(BLOCK):
+                y0[i], y1[i], y2[i], y3[i] = -y0[i] * optical_step, _ONE / (_ONE + y1[i]), _ONE / (_ONE + y2[i]), _ONE / (_ONE + y3[i])
+            _exp(y0, bits, power)
+            for i in range(n):
+                r = ray[i]
+                w = light[r] * (_ONE - y0[i])
+                light[r] *= y0[i]
+                shade[r, 0] += w * y1[i]
+                shade[r, 1] += w * y2[i]
+                shade[r, 2] += w * y3[i]
+                alive[still] = r
+                still += 1
+        count = still
+    for i in range(rays):
+        u, v = u0 + i % TILE, v0 + i // TILE
+        if u < width and v < height:
+            opacity[v, u] = _ONE - light[i]
+            for k in range(3):
+                colour[v, u, k] = shade[i, k]
+
+
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def render_head(order, origin, matrix, extent, step_length, optical_step, stop, is_round, occupancy, prior, grid, table, layers, colour, opacity):
+    """Render the head layer: colour (H,W,3) premultiplied, opacity (H,W).
+
+    order: tiles in the order they are begun. origin (3,): camera in the unit cube; matrix (3,3) turns (u, v, 1) px into
+    world-length directions in head axes; extent (3,) of the box, mm. grid: scales, resolutions, entries, hashed, offsets;
+    table (entries,2); layers: w1, b1, w2, b2, w3, b3, each weight (outputs, inputs).
+    """
+    height, width = opacity.shape
+    across = (width + TILE - 1) // TILE
+    for k in nb.prange(len(order)):
+        _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, stop, is_round,
+              occupancy, prior, grid, table, layers, colour, opacity)
+
+
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid, table, layers, colour, opacity):
+    """The torso layer of rows from first_row on: colour (H,W,3) and opacity (H,W).
+
+    by_column (W,hidden) and by_row (H,hidden): what column and row add to the hidden layer of the warp (its bias included);
+    warp: its last weight (2,hidden) and bias (2,). affine (2,3) on (u − ½, v − ½, 1). layers: w1, b1, w2, b2.
+    """
+    scales, resolutions, entries, hashed, offsets = grid
+    w1, b1, w2, b2 = layers
+    last, last_bias = warp
+    height, width = opacity.shape
+    for v in nb.prange(first_row, height):
+        position, features = np.zeros((3, BLOCK), np.float32), np.empty((2 * len(scales), BLOCK), np.float32)
+        hidden, y, index, weight = np.empty((len(b1), BLOCK), np.float32), np.empty((4, BLOCK), np.float32), np.empty((8, BLOCK), np.int32), np.empty((8, BLOCK), np.float32)
+        bits = np.empty(BLOCK, np.int32)
+        power = bits.view(np.float32)
+        cv = np.float32((v + 0.5) / height - 0.5)
+        for u0 in range(0, width, BLOCK):
+            n = min(BLOCK, width - u0)
+            for i in range(n):
+                cu = np.float32((u0 + i + 0.5) / width - 0.5)
+                x, z = last_bias[0], last_bias[1]
+                for j in range(by_row.shape[1]):
+                    h = max(by_row[v, j] + by_column[u0 + i, j], _ZERO)
+                    x += h * last[0, j]
+                    z += h * last[1, j]
+                x = cu + _HALF + reach * x + affine[0, 0] * cu + affine[0, 1] * cv + affine[0, 2]
+                z = cv + _HALF + reach * z + affine[1, 0] * cu + affine[1, 1] * cv + affine[1, 2]
+                position[0, i] = min(max(margin + (_ONE - 2 * margin) * x, _ZERO), _ONE)
+                position[1, i] = min(max(margin + (_ONE - 2 * margin) * z, _ZERO), _ONE)
+            _encode_flat(position, table, scales, resolutions, entries, hashed, offsets, index, weight, features)
+            _dense(w1, b1, features, hidden, True)
+            _dense(w2, b2, hidden, y, False)
+            for k in range(4):
+                row = y[k]
+                for i in range(BLOCK):
+                    row[i] = -row[i]
+                _exp(row, bits, power)
+            for i in range(n):
+                for k in range(3):
+                    colour[v, u0 + i, k] = _ONE / (_ONE + y[k, i])
+                opacity[v, u0 + i] = _ONE / (_ONE + y[3, i])
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _encode_flat(position, table, scales, resolutions, entries, hashed, offsets, index, weight, features):
+    """2D hash features of positions (≥2,BLOCK): the plane z = −½ / scale, where only the four near corners weigh."""
+    for level in range(len(scales)):
+        plane = -_HALF / scales[level]
+        for i in range(BLOCK):
+            position[2, i] = plane
+        part = level, level + 1
+        _encode(position, table, scales[part[0] : part[1]], resolutions[part[0] : part[1]], entries[part[0] : part[1]], hashed[part[0] : part[1]],
+                offsets[part[0] : part[1] + 1], 4, index, weight, features[2 * level : 2 * level + 2])

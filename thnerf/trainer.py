@@ -1,0 +1,302 @@
+"""Training a subject: one loop, driven by the clock, that can be stopped and resumed at any moment.
+
+A run folder holds config.yaml, field.safetensors (the weights, renewed while training), state.safetensors (weights, optimisers
+and random state, until the run is finished), preview.png (truth | render | error) and a tensorboard log.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recon.model import MorphableModel
+from recon.subject import Subject
+from render.files import InputError, StageError, atomic_path
+from render.march import composite, dilate, march
+from render.progress import progress
+from thnerf import losses
+from thnerf.avatar import Avatar, read_tensors, write_tensors
+from thnerf.config import TrainConfig, differences, save_config
+from thnerf.dataset import TrainingSet, load_training_set, pixel_directions, typical_meshes
+from thnerf.field import head_volume
+
+__all__ = ["Trainer", "load_renderer", "train"]
+
+_POSE_FROM = 300  # steps before the pose correction may move: the field must have a shape first
+_PRUNE_EVERY, _PRUNE_BELOW, _PRUNE_DECAY = 250, 0.01, 0.6
+_UNSAVED = ("save_seconds", "preview_seconds", "device")  # settings that may change between stop and resume
+
+
+class Trainer:
+    """The state of one training: avatar, optimisers, step count, random generator. `advance` makes one step."""
+
+    def __init__(self, data: TrainingSet, avatar: Avatar, config: TrainConfig) -> None:
+        self.data, self.avatar, self.config = data, avatar, config
+        self.rng = np.random.default_rng(config.seed)
+        self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
+        self.samples_per_ray = 15.0
+        self.samples_seen = 0
+        self.cell_weight = np.zeros(avatar.volume.occupancy.size, np.float32)
+        networks = [p for m in (avatar.head, avatar.torso) for p in m.parameters()]
+        self.optimizer = torch.optim.Adam(
+            [{"params": networks, "rate": config.network_rate, "decay": 0.1}, {"params": list(avatar.correction.parameters()), "rate": config.pose_rate, "decay": 0.03}],
+            lr=config.network_rate, betas=(0.9, 0.99))
+
+    def advance(self, done: float) -> dict[str, float]:
+        """One step at `done` in [0,1] of the schedule. Returns scalars to report; raises StageError when training diverged."""
+        config, avatar, data = self.config, self.avatar, self.data
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * group["decay"] ** done
+        batch = data.sample(self.rng, config.frames_per_step, int(np.clip(config.samples_per_step / self.samples_per_ray, 1024, 16384)))
+        psi = torch.from_numpy(data.psi[batch.frames])
+        table, torso_table = avatar.blend(psi), avatar.torso_tables.blend(torch.zeros(1, 0))
+        colour, transmittance, weights, samples = self._head(batch, table)
+        behind, cover, low = self._behind(batch, torso_table)
+        rendered, truth = colour + transmittance[:, None] * behind, torch.from_numpy(batch.colour)
+        matte = torch.from_numpy(batch.matte)
+        seen = 1 - transmittance * (1 - cover)
+        image_loss = losses.photometric(rendered, truth)
+        loss = 5 * image_loss + config.matte_weight * (losses.matte(seen, matte) + (cover * (matte < 0.05)).mean())
+        self.steps += 1
+        if not torch.isfinite(loss):
+            self._bad_step()
+            return {}
+        self.bad_steps = 0
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        decay = 0.03**done
+        avatar.tables.step(table.grad, psi * avatar.config.condition_scale, config.rate * decay, config.conditional_rate * decay)
+        if torso_table.grad is not None:
+            avatar.torso_tables.step(torso_table.grad, torch.zeros(1, 0), config.rate * decay, 0.0)
+        self._watch_occupancy(samples.positions, weights.numpy())
+        self.samples_per_ray = 0.9 * self.samples_per_ray + 0.1 * max(1.0, len(samples.positions) / len(batch.u))
+        self.samples_seen += len(samples.positions)
+        return {"loss": float(loss.detach()), "psnr": losses.psnr(float((rendered.detach() - truth).square().mean()))}
+
+    def _head(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+        """Colour, transmittance and weights of the head layer, and its samples."""
+        avatar, data = self.avatar, self.data
+        features = avatar.pose_features(data.pose[batch.frames], data.psi[batch.frames])
+        origins, matrices = avatar.correction.apply_to_rays(features, data.origins[batch.frames], data.matrices[batch.frames])
+        pixels = pixel_directions(data.pixel_to_camera, batch.u, batch.v)
+        directions = np.einsum("rij,rj->ri", matrices[batch.slot], pixels)
+        samples = march(origins[batch.slot], directions, avatar.volume, self.rng.random(len(batch.u), dtype=np.float32), avatar.config.samples_per_ray)
+        which = torch.from_numpy(batch.slot[samples.ray])
+        x = y = torch.from_numpy(samples.positions)
+        if self.steps >= _POSE_FROM:
+            box = torch.from_numpy(avatar.volume.lower), torch.from_numpy(avatar.volume.upper)
+            y = avatar.correction.attach(torch.from_numpy(features), x, which, *box)
+        density, rgb = avatar.head(avatar.encode(y, table, which), x)
+        return *composite(density, rgb, avatar.volume.optical_step, samples.offsets), samples
+
+    def _behind(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is behind the head: torso over background (R,3), the torso's opacity (R,), and which rays may show it."""
+        data, avatar = self.data, self.avatar
+        height, width = data.images.shape[1:3]
+        plate = torch.from_numpy(data.background[batch.v, batch.u])
+        rows = np.flatnonzero(batch.v >= avatar.row * height)
+        low = torch.from_numpy(rows)
+        cover = torch.zeros(len(plate))
+        if len(rows):
+            frame = batch.frames[batch.slot[rows]]
+            rgb, alpha = avatar.torso_at(batch.u[rows] + 0.5, batch.v[rows] + 0.5, width, height, torch.from_numpy(data.torso[frame]), torch.from_numpy(data.pose[frame]), table)
+            cover = cover.index_copy(0, low, alpha)
+            plate = plate.index_copy(0, low, plate[low] * (1 - alpha[:, None]) + rgb * alpha[:, None])
+        return plate, cover, low
+
+    def _watch_occupancy(self, positions: np.ndarray, weights: np.ndarray) -> None:
+        """Remember how much each cell contributes, and from time to time drop the cells that never do."""
+        volume = self.avatar.volume
+        G = len(volume.occupancy)
+        if self.steps % 2 == 0:
+            cell = np.minimum((positions * G).astype(np.int32), G - 1)
+            np.maximum.at(self.cell_weight, (cell[:, 0] * G + cell[:, 1]) * G + cell[:, 2], weights)
+        if self.steps % _PRUNE_EVERY == 0:
+            volume.occupancy[...] &= dilate((self.cell_weight > _PRUNE_BELOW).reshape(volume.occupancy.shape), 1)
+            self.cell_weight *= _PRUNE_DECAY
+
+    def _bad_step(self) -> None:
+        self.bad_steps += 1
+        if self.bad_steps > 20:
+            raise StageError("training diverged (the loss is not finite); run it again with a lower --rate, the last saved state is kept")
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Everything needed to go on, as tensors and a header."""
+        tensors = self.avatar.state(training=True)
+        tensors["trainer.cell_weight"] = torch.from_numpy(self.cell_weight)
+        for i, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
+        progress_made = {"steps": self.steps, "elapsed": self.elapsed, "samples_per_ray": self.samples_per_ray, "samples_seen": self.samples_seen, "rng": self.rng.bit_generator.state}
+        return tensors, {**self.avatar.header(), "trainer": json.dumps(progress_made)}
+
+    @classmethod
+    def resume(cls, data: TrainingSet, config: TrainConfig, path: Path) -> "Trainer":
+        """Inverse of `state`, from a file. Raises InputError when it is damaged."""
+        tensors, header = read_tensors(path)
+        trainer = cls(data, Avatar.restore(tensors, header), config)
+        made = json.loads(header["trainer"])
+        trainer.steps, trainer.elapsed = made["steps"], made["elapsed"]
+        trainer.samples_per_ray, trainer.samples_seen = made["samples_per_ray"], made["samples_seen"]
+        trainer.rng.bit_generator.state = made["rng"]
+        trainer.cell_weight = tensors["trainer.cell_weight"].numpy().copy()
+        adam: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, i, name = key.split(".")
+                adam.setdefault(int(i), {})[name] = value
+        full = trainer.optimizer.state_dict()
+        trainer.optimizer.load_state_dict({"state": adam, "param_groups": full["param_groups"]})
+        return trainer
+
+
+def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -> Trainer:
+    """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed."""
+    meshes = typical_meshes(data.track, data.index, model)
+    points = model.points(meshes[0], "ibug68")
+    volume, prior = head_volume(meshes, model.faces, float(points[36:48, 1].mean()), float(points[8, 1]), config.head.occupancy, config.head.step_mm)
+    return Trainer(data, Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed), config)
+
+
+def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = None) -> Path:
+    """Train a subject, or go on where a stopped run left off; returns the run folder.
+
+    Raises InputError for unusable input, a damaged checkpoint or settings that differ from the run's; StageError when
+    interrupted (the state is saved) or diverged.
+    """
+    started = time.monotonic()
+    config.check()
+    torch.set_flush_denormal(True)
+    folder = subject.run(config.run)
+    if _already_finished(folder, config):
+        return folder
+    if model is None:
+        from recon.model import load_model
+
+        model = load_model(subject.track.model_id)
+    data = load_training_set(subject, model, config.head.expression_modes, config.max_frames)
+    state = folder / "state.safetensors"
+    trainer = Trainer.resume(data, config, state) if state.exists() else new_trainer(data, model, config)
+    if state.exists():
+        print(f"resuming {config.run!r} at step {trainer.steps} ({trainer.elapsed:.0f} s)", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    _run(trainer, folder, started - trainer.elapsed)
+    trainer.avatar.save(folder / "field.safetensors", finished="1", steps=trainer.steps, seconds=f"{trainer.elapsed:.1f}")
+    write_preview(trainer, folder / "preview.png")
+    state.unlink(missing_ok=True)
+    return folder
+
+
+def _already_finished(folder: Path, config: TrainConfig) -> bool:
+    """Compare with an earlier run of that name. Raises InputError when its settings were others."""
+    import dataclasses
+
+    import yaml
+
+    if not (folder / "config.yaml").exists():
+        return False
+    try:
+        old = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{folder / 'config.yaml'} is damaged ({error}); delete {folder} or choose another --run") from None
+    changed = differences(old if isinstance(old, dict) else {}, dataclasses.asdict(config), _UNSAVED)
+    if changed:
+        raise InputError(f"run {config.run!r} was begun with other settings ({', '.join(changed)}); choose another --run, or delete {folder}")
+    if (folder / "state.safetensors").exists() or not (folder / "field.safetensors").exists():
+        return False
+    if read_tensors(folder / "field.safetensors")[1].get("finished") != "1":
+        return False
+    print(f"run {config.run!r} is finished; choose another --run, or delete {folder} to train it again", file=sys.stderr)
+    return True
+
+
+class _Interrupt:
+    """Turns SIGINT and SIGTERM into a flag while the block runs (in the main thread)."""
+
+    def __enter__(self) -> "_Interrupt":
+        self.asked, self._old = False, {}
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._old[name] = signal.signal(name, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: Any) -> None:
+        for name, handler in self._old.items():
+            signal.signal(name, handler)
+
+
+def _run(trainer: Trainer, folder: Path, zero: float) -> None:
+    """The loop, until the time or the steps are used up. zero: the monotonic time at which elapsed was 0."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    config, budget = trainer.config, trainer.config.minutes * 60
+    reserve = min(8.0, 0.05 * budget)  # for the last save and preview
+    saved = shown = time.monotonic()
+    total = config.steps if config.steps is not None else budget - reserve
+    bar = progress(None, "train", total=round(total), unit="step" if config.steps is not None else "s")
+    log = SummaryWriter(str(folder / "log"))
+    last_bar, smooth = 0.0, 0.0
+    with bar, log, _Interrupt() as interrupt:
+        while True:
+            trainer.elapsed = time.monotonic() - zero
+            position = trainer.steps if config.steps is not None else trainer.elapsed
+            if position >= total or interrupt.asked:
+                break
+            report = trainer.advance(min(position / total, 1.0))
+            if report:
+                smooth = report["psnr"] if not smooth else 0.98 * smooth + 0.02 * report["psnr"]
+            if trainer.steps % 20 == 0:
+                bar.update(round(min(position, total) - last_bar, 1))
+                bar.set_postfix_str(f"step {trainer.steps}, batch PSNR {smooth:.1f} dB", refresh=False)
+                last_bar = round(min(position, total), 1)
+            if report and trainer.steps % 100 == 0:
+                _log(log, trainer, {**report, "psnr_smooth": smooth})
+            now = time.monotonic()
+            if now - saved > config.save_seconds:
+                write_tensors(folder / "state.safetensors", *trainer.state())
+                saved = time.monotonic()
+            if now - shown > config.preview_seconds:
+                write_preview(trainer, folder / "preview.png")
+                trainer.avatar.save(folder / "field.safetensors", finished="0", steps=trainer.steps)
+                shown = time.monotonic()
+    if interrupt.asked:
+        write_tensors(folder / "state.safetensors", *trainer.state())
+        raise StageError(f"stopped at step {trainer.steps}, everything is saved; run the same command again to go on")
+
+
+def _log(log: Any, trainer: Trainer, report: dict[str, float]) -> None:
+    for name, value in {**report, "samples_per_second": trainer.samples_seen / max(trainer.elapsed, 1e-9)}.items():
+        log.add_scalar(name, value, trainer.steps)
+
+
+def write_preview(trainer: Trainer, path: Path, count: int = 3) -> None:
+    """Write a PNG with rows of truth | render | error × 4 of a few training frames, atomically."""
+    from PIL import Image
+
+    data = trainer.data
+    rows = []
+    for i in np.round(np.linspace(0.1, 0.9, count) * (len(data.index) - 1)).astype(int):
+        truth = data.images[i].astype(np.float32) / 255
+        image = trainer.avatar.render(data.track, int(data.index[i]), data.background)
+        rows.append(np.concatenate([truth, image, np.clip(4 * np.abs(image - truth), 0, 1)], 1))
+    with atomic_path(path) as temporary:
+        Image.fromarray((np.concatenate(rows) * 255 + 0.5).astype(np.uint8)).save(temporary)
+
+
+def load_renderer(run_dir: Path, subject: Subject, device: str = "auto") -> Any:
+    """The renderer of a trained run; see `thnerf.renderer.HeadRenderer`."""
+    from thnerf.renderer import HeadRenderer
+
+    return HeadRenderer.load(Path(run_dir), subject, device)
