@@ -176,8 +176,8 @@ def av_offset(truth: np.ndarray, render: np.ndarray, clip_starts: Sequence[int] 
         for piece in pieces(len(truth), clip_starts):
             real, made = opening[0, piece], opening[1, piece]
             count = len(real) - abs(lag)
-            # The lagged overlap must keep most of a stretch, or few pairs would make a chance peak.
-            if count >= max(3, len(real) // 2):
+            # The overlap must keep three quarters of a stretch, or few pairs would make a chance peak.
+            if 4 * count >= max(12, 3 * len(real)):
                 pairs.append(np.stack([real[max(0, -lag) :][:count], made[max(0, lag) :][:count]]))
         if not pairs:
             continue
