@@ -267,6 +267,6 @@ def chart(path: Path, measured: dict[str, Measurement], result: dict[str, Any], 
         bars.bar(np.arange(3) + (i - (len(shown) - 1) / 2) * 0.2, values, 0.18, color=colours[name], label=name)
     bars.set_xticks(range(3), ["full", "face", "mouth"])
     bars.set(ylabel="PSNR, dB", title="PSNR")
-    bars.legend(fontsize=7, frameon=False, loc="lower right")
+    bars.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
