@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 
 import numpy as np
 
-from render.files import InputError
+from recon.assets import asset
+from render.files import InputError, atomic_path
+from render.rotations import axis_angle_to_matrix
 
 DEFAULT_MODEL = "default"
+VERSION = 1
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,155 @@ class MorphableModel:
         """Landmarks of a scheme on posed vertices (…,V,3) → (…,N,3). Raises KeyError for an unknown scheme."""
         e = self.landmarks[scheme]
         return (vertices[..., self.faces[e.faces], :] * e.barycentric[..., None].astype(vertices.dtype)).sum(-2)
+
+    def index(self, name: str) -> int:
+        """Position of one expression. Raises KeyError for an unknown name."""
+        if name not in self.expression_names:
+            raise KeyError(f"model {self.model_id} has no expression {name!r}")
+        return self.expression_names.index(name)
+
+    @cached_property
+    def _eye_motion(self) -> np.ndarray:
+        """(S,2,3): how one unit of each shape coefficient moves the eyeball centres.
+
+        Eyeballs deform by translation and uniform scale only, so both follow from least squares over their vertices.
+        """
+        motion = np.zeros((len(self.shape_basis), 2, 3), np.float32)
+        for side, centre in enumerate(self.eye_centres):
+            mask = self.regions[f"eye_{SIDES[side]}"]
+            offset = (self.mean[mask] - centre).astype(np.float64)  # basis = translation + scale * offset
+            basis = self.shape_basis[:, mask].astype(np.float64)
+            spread = offset - offset.mean(0)
+            scale = np.einsum("svi,vi->s", basis, spread) / (spread**2).sum()
+            motion[:, side] = basis.mean(1) - scale[:, None] * offset.mean(0)
+        return motion
+
+    def eyes(self, shape: np.ndarray) -> np.ndarray:
+        """Centres of the eyeballs of an identity: shape (…,S) or shorter → (…,2,3) mm float32, [left, right].
+
+        Raises ValueError when the model has no eyeballs.
+        """
+        if self.eye_centres is None:
+            raise ValueError(f"model {self.model_id} has no eyeballs")
+        shape = np.asarray(shape, np.float32)
+        return self.eye_centres.astype(np.float32) + np.tensordot(shape, self._eye_motion[: shape.shape[-1]], 1)
+
+
+def apply_gaze(model: MorphableModel, vertices: np.ndarray, shape: np.ndarray, gaze: np.ndarray) -> np.ndarray:
+    """Turn the eyeballs about their centres; everything else stays.
+
+    vertices (…,V,3) mm in model space, of identity `shape` (S,) or (…,S). gaze (…,2,2) rad, [left, right] × [yaw, pitch],
+    + to the subject's left and up; zero looks straight out of the face. Returns a new array (…,V,3).
+    Raises ValueError when the model has no eyeballs.
+    """
+    gaze = np.asarray(gaze, np.float64)
+    rotation = gaze_rotation(gaze).astype(np.float32)
+    centres = model.eyes(shape)
+    out = np.broadcast_to(vertices, np.broadcast_shapes(vertices.shape, gaze.shape[:-2] + (1, 1))).astype(np.float32)  # astype copies
+    for side, name in enumerate(SIDES):
+        mask = model.regions[f"eye_{name}"]
+        centre = centres[..., side, None, :]
+        out[..., mask, :] = (out[..., mask, :] - centre) @ np.swapaxes(rotation[..., side, :, :], -1, -2) + centre
+    return out
+
+
+def gaze_rotation(gaze: np.ndarray) -> np.ndarray:
+    """Eyeball rotation in model axes: yaw, pitch (…,2) rad → (…,3,3), yaw about +y after pitch about -x."""
+    gaze = np.asarray(gaze, np.float64)
+    zero = np.zeros_like(gaze[..., 0])
+    yaw = axis_angle_to_matrix(np.stack([zero, gaze[..., 0], zero], -1))
+    return yaw @ axis_angle_to_matrix(np.stack([-gaze[..., 1], zero, zero], -1))
+
+
+def load_model(path: str | Path = DEFAULT_MODEL) -> MorphableModel:
+    """The default model ('default', read once) or one from a file that `save_model` wrote. Its arrays are read-only.
+
+    Raises InputError when the file is missing, damaged, or not a face model.
+    """
+    return _default() if str(path) == DEFAULT_MODEL else _read(Path(path))
+
+
+@lru_cache(maxsize=1)
+def _default() -> MorphableModel:
+    return _read(asset("face_model.npz"))
+
+
+def _read(path: Path) -> MorphableModel:
+    """Read and check one file."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if "version" not in data.files or int(data["version"]) > VERSION:
+                raise InputError(f"{path} is not a face model that this version reads; give another file or update thnerf")
+            model = _decode({name: data[name] for name in data.files})
+    except FileNotFoundError:
+        raise InputError(f"the face model {path} does not exist; give 'default' or the path of a model file") from None
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and KeyError: each raises its own kind on a damaged file
+        raise InputError(f"{path} is not a readable face model ({error}); give 'default' or another file") from None
+    _check(model, path)
+    return model
+
+
+def _decode(data: Mapping[str, np.ndarray]) -> MorphableModel:
+    """Arrays of a file → model with read-only arrays. Raises KeyError or ValueError when some are missing or odd."""
+
+    def read_only(array: np.ndarray) -> np.ndarray:
+        array.setflags(write=False)
+        return array
+
+    def basis(name: str) -> np.ndarray:
+        stored, step = data[name], float(data[f"{name}_step"])
+        return read_only(stored.astype(np.float32) * np.float32(step) if step else stored.astype(np.float32))
+
+    mean = read_only(data["mean"].astype(np.float32))
+    schemes = sorted({name.split("/")[1] for name in data if name.startswith("landmarks/")})
+    landmarks = {s: Embedding(read_only(data[f"landmarks/{s}/faces"].astype(np.int64)), read_only(data[f"landmarks/{s}/barycentric"].astype(np.float32))) for s in schemes}
+    regions = {n.split("/")[1]: read_only(np.unpackbits(data[n], count=len(mean)).astype(bool)) for n in data if n.startswith("regions/")}
+    return MorphableModel(
+        model_id=str(data["model_id"]), mean=mean, shape_basis=basis("shape_basis"), expression_basis=basis("expression_basis"),
+        faces=read_only(data["faces"].astype(np.int32)), expression_names=tuple(str(n) for n in data["expression_names"].tolist()),
+        landmarks=landmarks, regions=regions, eye_centres=read_only(data["eye_centres"].astype(np.float32)) if "eye_centres" in data else None)
+
+
+def _check(model: MorphableModel, path: Path) -> None:
+    """Raise InputError where arrays do not fit together, so that nothing indexes outside the mesh later."""
+    V, F = len(model.mean), len(model.faces)
+    problems = [
+        (model.mean.ndim != 2 or model.mean.shape[1:] != (3,) or not V, "mean must be (V,3)"),
+        (model.shape_basis.shape[1:] != (V, 3) or model.expression_basis.shape[1:] != (V, 3), "bases must be (N,V,3)"),
+        (model.faces.ndim != 2 or model.faces.shape[1:] != (3,) or not F or model.faces.min() < 0 or model.faces.max() >= V, "faces must be (F,3) indices of vertices"),
+        (len(model.expression_names) != len(model.expression_basis) or len(set(model.expression_names)) != len(model.expression_names), "every expression needs its own name"),
+        (not all(np.isfinite(a).all() for a in (model.mean, model.shape_basis, model.expression_basis)), "it has values that are not finite"),
+        (any(e.faces.ndim != 1 or e.barycentric.shape != (len(e.faces), 3) or (len(e.faces) and (e.faces.min() < 0 or e.faces.max() >= F))
+             or not np.isfinite(e.barycentric).all() for e in model.landmarks.values()), "landmarks must lie on faces"),
+        (model.eye_centres is not None and (model.eye_centres.shape != (2, 3) or any(f"eye_{s}" not in model.regions for s in SIDES)), "eye centres need eye regions"),
+    ]
+    for wrong, what in problems:
+        if wrong:
+            raise InputError(f"{path} is not a usable face model: {what}; give 'default' or another file")
+
+
+def save_model(path: str | Path, model: MorphableModel, step: float = 0.0) -> None:
+    """Write a model as .npz without pickle, atomically. step: 0 keeps float32; else bases are rounded to multiples of `step` mm (int16).
+
+    Raises ValueError when a basis is too large for its step.
+    """
+    arrays: dict[str, Any] = {"version": VERSION, "model_id": model.model_id, "mean": model.mean.astype(np.float32), "faces": model.faces,
+                              "expression_names": np.array(model.expression_names, dtype=str)}
+    if len(model.mean) <= 65536:
+        arrays["faces"] = model.faces.astype(np.uint16)
+    for name in ("shape_basis", "expression_basis"):
+        value = getattr(model, name)
+        if step and len(value) and np.abs(value).max() > 32767 * step:
+            raise ValueError(f"{name} reaches {np.abs(value).max():.1f} mm, too much for steps of {step} mm")
+        arrays[name] = np.round(value / step).astype(np.int16) if step else value.astype(np.float32)
+        arrays[f"{name}_step"] = step
+    for scheme, e in model.landmarks.items():
+        arrays[f"landmarks/{scheme}/faces"], arrays[f"landmarks/{scheme}/barycentric"] = e.faces.astype(np.int32), e.barycentric.astype(np.float32)
+    for name, mask in model.regions.items():
+        arrays[f"regions/{name}"] = np.packbits(mask)
+    if model.eye_centres is not None:
+        arrays["eye_centres"] = model.eye_centres.astype(np.float32)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
