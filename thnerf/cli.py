@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, Optional
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from recon.config import FitConfig
 from render.files import InputError, StageError, finite
@@ -76,7 +76,7 @@ def doctor(clip: Positional[Path], shared: Shared = Common()) -> dict[str, Any]:
     return report.as_dict()
 
 
-def fit(clips: Positional[list[Path]], out: Path, config: OmitArgPrefixes[FitConfig] = FitConfig(), shared: Shared = Common()) -> dict[str, Any]:
+def fit(clips: Positional[list[Path]], out: Path, config: Annotated[FitConfig, arg(name="")] = FitConfig(), shared: Shared = Common()) -> dict[str, Any]:
     """Track one speaker in one or more clips and write a subject folder.
 
     Example: thnerf fit clip.mp4 --out subjects/me
@@ -92,7 +92,7 @@ def fit(clips: Positional[list[Path]], out: Path, config: OmitArgPrefixes[FitCon
     return fit_subject(clips, out, config)
 
 
-def train(subject: Positional[Path], config: OmitArgPrefixes[TrainConfig] = TrainConfig(), shared: Shared = Common()) -> dict[str, Any]:
+def train(subject: Positional[Path], config: Annotated[TrainConfig, arg(name="")] = TrainConfig(), shared: Shared = Common()) -> dict[str, Any]:
     """Train the field, the torso and the speech network of a subject; call again to resume.
 
     Example: thnerf train subjects/me --minutes 10
@@ -210,7 +210,7 @@ def run_command(argv: list[str]) -> int:
     """Parse and run one command; print its result. Returns 0, or 2 when doctor finds that a clip cannot work."""
     as_json = "--json" in argv
     result = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="thnerf", args=argv, config=(FlagCreatePairsOff, OmitArgPrefixes),
+        COMMANDS, prog="thnerf", args=argv, config=(FlagCreatePairsOff,),
         description="A talking head from one clip: track, train, speak, measure, export.")
     if as_json:
         print(json_module.dumps(finite(result), allow_nan=False))
