@@ -1,0 +1,55 @@
+"""Settings of ``thnerf fit``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from render.files import InputError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How footage becomes a subject."""
+
+    size: int = 256
+    """Side of the square crop that everything after fit works on, px."""
+    fps: float = 25.0
+    """Frame rate of the subject; footage of any other rate is resampled by timestamps."""
+    model: str = "default"
+    """Face model: 'default' or the path of a model file."""
+    detector: str = "mediapipe"
+    """Landmark detector: mediapipe, face-alignment, or the path of an .npz with landmarks in source px."""
+    crop_heights: float = 2.3
+    """Side of the crop in face heights (brow-to-chin mesh of the detector); larger shows more shoulders."""
+    shape_components: int = 60
+    """How many identity coefficients are solved for."""
+    keyframes: int = 48
+    """How many well-spread frames determine identity, camera and landmark corrections."""
+    focal: float = 0.0
+    """Focal length in crop px; 0 solves for it."""
+    pose_smoothing: float = 1.0
+    """Strength of the zero-lag smoothing of head pose: 1 halves motion above 4 Hz at 25 fps; 0 turns it off."""
+    expression_smoothing: float = 0.04
+    """The same for lips, jaw and lids, light enough to keep plosives and blinks; brows and cheeks get 20 times as much."""
+    crf: int = 12
+    """H.264 quality of video.mp4: lower is better and larger."""
+    overlay: bool = True
+    """Whether to write overlay.mp4 (mesh and landmarks on the footage) and curves.png."""
+    consent: str = ""
+    """A note on the consent of the person shown, kept in subject.json."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for settings that cannot work."""
+        if self.size < 64 or self.size % 2:
+            raise InputError(f"--size must be an even number of at least 64 px, got {self.size}")
+        if not 1 <= self.fps <= 240:
+            raise InputError(f"--fps must lie between 1 and 240, got {self.fps:g}")
+        if not 1.2 <= self.crop_heights <= 6:
+            raise InputError(f"--crop-heights must lie between 1.2 and 6, got {self.crop_heights:g}")
+        if self.shape_components < 0 or self.keyframes < 1 or min(self.pose_smoothing, self.expression_smoothing, self.focal) < 0:
+            raise InputError("fit settings must not be negative, and keyframes at least 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)

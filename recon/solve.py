@@ -1,0 +1,326 @@
+"""From landmarks to a Track: shape and camera shared by all frames, expression, pose and gaze of each.
+
+A batched least-squares problem in two parts. Well-spread keyframes determine identity, focal length and a
+constant correction of every landmark (what the detector calls a mouth corner need not be where the model has it).
+Then all frames are solved in chunks. Residuals count in hundredths of the face's interocular distance, so priors
+hold at any resolution.
+
+Pose is found under a strong expression prior from points that expressions hardly move; only then are expressions
+refitted under a weak one. Otherwise expressions absorb rotation.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Sequence
+
+import numpy as np
+
+from recon import landmarks as lm
+from recon.config import FitConfig
+from recon.model import MorphableModel
+from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
+                             refine_pose, robust_weights)
+from recon.smooth import fill_gaps, whittaker
+from recon.track import Track
+from render.camera import Camera
+from render.files import InputError
+from render.rotations import from_frontal, matrix_to_axis_angle, relative_to_frontal
+
+CHUNK = 128
+FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
+FOCAL_SPREAD = 0.25  # its standard deviation, in log
+ROBUST = 4.0  # px of the robust kernel, in hundredths of the interocular distance
+STRONG, WEAK = 60.0, 3.0  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
+LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed at zero
+SHAPE_PRIOR, OFFSET_PRIOR = 2.0, 0.5  # per keyframe
+UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
+DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll")
+LOOKS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut")  # follow from gaze, not from landmarks
+LOOK_ANGLE = np.deg2rad(30)  # gaze at which an eyeLook coefficient is 1
+AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
+           ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
+           ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
+FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
+
+
+@dataclass
+class _Problem:
+    """What all stages share. Pictures are px about the principal point, heads are landmark parts of the model."""
+
+    picture: np.ndarray  # (T,N,2)
+    valid: np.ndarray
+    head: np.ndarray  # (N,3) mean landmarks
+    shapes: np.ndarray  # (S,N,3)
+    expressions: np.ndarray  # (E,N,3)
+    names: tuple[str, ...]
+    base: np.ndarray  # (N,) landmark weights
+    stable: np.ndarray  # (N,) weights for pose
+    unit: float  # px of one hundredth of the interocular distance
+    width: int
+    system: ExpressionSystem
+    lower: np.ndarray = field(init=False)
+    upper: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        units = "jawOpen" in self.names  # blend-shape weights; other models' components are signed
+        self.lower = np.full(len(self.names), 0.0 if units else -3.0, np.float32)
+        self.upper = np.full(len(self.names), 1.0 if units else 3.0, np.float32)
+        for i, name in enumerate(self.names):
+            if units and name.startswith((*LOOKS, "tongueOut")):
+                self.upper[i] = 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The constant part of a solution: shape (S,), head (N,3) landmarks with corrections, offsets (N,3) mm, focal px."""
+
+    shape: np.ndarray
+    head: np.ndarray
+    offsets: np.ndarray
+    focal: float
+
+
+def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
+          model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None) -> Track:
+    """Fit the model to landmarks points (T,478|68,2) px of frames with `valid` (T,); torso stays empty (T,0).
+
+    `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px.
+    Raises InputError when no frame is valid or the model has no such landmarks.
+    """
+    clock = time.perf_counter()
+    valid = np.asarray(valid, bool) & np.isfinite(points).all((1, 2))
+    if not valid.any():
+        raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
+    problem = _problem(points, valid, width, height, model, config)
+    identity = _solve_identity(problem, config)
+    R, t, e = _solve_frames(problem, identity)
+    track, projected = _assemble(problem, identity, R, t, e, points, clip_starts, fps, width, height, model, config)
+    if diagnostics is not None:
+        measured = slice(0, 468) if points.shape[1] == 478 else slice(None)
+        error = np.linalg.norm(projected - points, axis=-1)[valid][:, measured]
+        iod = lm.interocular(points[valid])
+        diagnostics.update(landmark_error_px=float(error.mean()), landmark_error_iod=float((error.mean(1) / iod).mean()),
+                           focal_px=identity.focal, seconds=time.perf_counter() - clock, projected=projected, iod_px=float(np.median(iod)))
+    return track
+
+
+def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, model: MorphableModel, config: FitConfig) -> _Problem:
+    """Landmark part of the model and weights of the landmarks."""
+    scheme = lm.SCHEMES[points.shape[1]]
+    if scheme not in model.landmarks:
+        raise InputError(f"face model {model.model_id} has no {scheme} landmarks; use a detector it knows ({', '.join(model.landmarks)})")
+    pick = lambda arrays: np.asarray(model.points(arrays, scheme), np.float64)  # noqa: E731 - points() is linear, so it maps bases too
+    expressions = pick(model.expression_basis)
+    base = np.ones(points.shape[1])
+    if points.shape[1] == 478:
+        base[468:] = 0  # irises: gaze
+        base[list(lm.FACE_OVAL)] = 0.2  # the outline slides over the head as it turns
+        base[list(lm.OUTER_LIP)], base[list(lm.INNER_LIP)] = 3, 4
+        base[[*lm.LIDS["left"], *lm.LIDS["right"]]] = 3
+    else:
+        base[:17], base[36:60], base[60:] = 0.2, 2, 3
+    mobility = np.linalg.norm(expressions, axis=-1).sum(0)
+    stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
+    usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
+    S = min(config.shape_components, len(model.shape_basis))
+    return _Problem(usable, valid, pick(model.mean), pick(model.shape_basis[:S]) if S else np.zeros((0,) + expressions.shape[1:]), expressions, model.expression_names, base, stable,
+                    unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
+
+
+def _keyframes(problem: _Problem, count: int) -> np.ndarray:
+    """Frames spread over time and over what the face does (farthest points in landmark space), sorted."""
+    good = np.flatnonzero(problem.valid)
+    if len(good) <= count:
+        return good
+    chosen = list(good[np.linspace(0, len(good) - 1, count // 2).astype(int)])
+    pool = good[np.linspace(0, len(good) - 1, min(len(good), 1500)).astype(int)]
+    feature = (problem.picture[pool] - problem.picture[pool].mean(1, keepdims=True)).reshape(len(pool), -1)
+    anchors = problem.picture[chosen]
+    anchors = (anchors - anchors.mean(1, keepdims=True)).reshape(len(chosen), -1)
+    distance = np.min([((feature - a) ** 2).sum(1) for a in anchors], axis=0)
+    while len(chosen) < count:
+        best = int(distance.argmax())
+        chosen.append(pool[best])
+        distance = np.minimum(distance, ((feature - feature[best]) ** 2).sum(1))
+    return np.unique(chosen)
+
+
+def _prior(problem: _Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Quadratic (E,E) and linear (E,) part of the expression prior."""
+    scale = np.ones(len(problem.names))
+    for i, name in enumerate(problem.names):
+        scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 1
+    quadratic = np.diag(strength * scale)
+    for a, b in AGAINST:
+        if a in problem.names and b in problem.names:
+            i, j = problem.names.index(a), problem.names.index(b)
+            quadratic[i, j] = quadratic[j, i] = 0.9 * strength
+    linear = LASSO * strength * scale if problem.lower[0] == 0 else 0 * scale
+    return quadratic.astype(np.float32), linear.astype(np.float32)
+
+
+def _fit_expressions(problem: _Problem, head: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
+                     strength: float, steps: int = 1) -> np.ndarray:
+    """Expressions (T,E) in their bounds for given poses; mouthClose never exceeds jawOpen."""
+    quadratic, linear = _prior(problem, strength)
+    names = problem.names
+    pair = (names.index("mouthClose"), names.index("jawOpen")) if {"mouthClose", "jawOpen"} <= set(names) else None
+    for _ in range(steps):
+        moved = np.tensordot(e, problem.expressions, 1)
+        camera, seen = project(head + moved, R, t, focal)
+        D = picture_gradient(camera, R, focal) / problem.unit
+        residual = (picture - seen) / problem.unit
+        weights = problem.base * robust_weights(residual, ROBUST)
+        H, g = problem.system.normal(D, weights, residual + np.einsum("tnij,tnj->tni", D, moved))
+        upper = np.repeat(problem.upper[None], len(e), 0)
+        if pair:
+            upper[:, pair[0]] = np.minimum(upper[:, pair[0]], e[:, pair[1]] + 0.1)
+        e = bounded_minimum(H + quadratic, g - linear, e.astype(np.float32), np.repeat(problem.lower[None], len(e), 0), upper)
+        if pair:
+            e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
+    return e.astype(np.float64)
+
+
+def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> Identity:
+    """Shape, focal length and landmark corrections from keyframes."""
+    frames = _keyframes(problem, config.keyframes)
+    picture = problem.picture[frames]
+    focal = config.focal or FOCAL * problem.width
+    shape, offsets = np.zeros(len(problem.shapes)), np.zeros_like(problem.head)
+    e = np.zeros((len(frames), len(problem.names)))
+    R, t = affine_pose(problem.head, picture, problem.stable, focal)
+    R, t = refine_pose(np.repeat(problem.head[None], len(frames), 0), picture, R, t, focal, problem.stable, 6 * ROBUST * problem.unit, 8)
+    for round_ in range(rounds):
+        head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
+        weights = problem.stable if round_ < rounds // 2 else np.minimum(problem.base, 1)
+        shape, focal, R, t = _shape_step(problem, head, shape, focal, picture, R, t, e, weights, config.focal == 0)
+        head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
+        if round_ >= 2:
+            e = _fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else 4 * WEAK)
+        R, t = refine_pose(head + np.tensordot(e, problem.expressions, 1), picture, R, t, focal, problem.stable, ROBUST * problem.unit, 2)
+        if round_ >= rounds - 5:
+            offsets = _offset_step(problem, head, offsets, focal, picture, R, t, e)
+    return Identity(shape, problem.head + np.tensordot(shape, problem.shapes, 1) + offsets, offsets, float(focal))
+
+
+def _shape_step(problem: _Problem, head: np.ndarray, shape: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray,
+                e: np.ndarray, weights: np.ndarray, solve_focal: bool) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """One Gauss–Newton step on shape, log focal length and all poses together (poses eliminated by Schur complement)."""
+    T, S = len(picture), len(shape)
+    camera, seen = project(head + np.tensordot(e, problem.expressions, 1), R, t, focal)
+    residual = ((picture - seen) / problem.unit).reshape(T, -1)
+    w = np.repeat(weights * robust_weights(residual.reshape(T, -1, 2), ROBUST), 2, axis=1)
+    A = pose_jacobian(camera, t, focal).reshape(T, -1, 6) / problem.unit
+    D = picture_gradient(camera, R, focal) / problem.unit
+    G = np.concatenate([np.einsum("tnij,snj->tnis", D, problem.shapes).reshape(T, -1, S), seen.reshape(T, -1, 1) / problem.unit], -1)
+    AW = np.swapaxes(A * w[..., None], 1, 2)
+    AA, AG, Ar = AW @ A, AW @ G, AW @ residual[..., None]
+    AA = AA + (1e-6 * np.trace(AA, axis1=1, axis2=2) / 6)[:, None, None] * np.eye(6)
+    inverse_AG, inverse_Ar = np.linalg.solve(AA, AG), np.linalg.solve(AA, Ar)
+    flat, weighted = G.reshape(-1, S + 1), (G * w[..., None]).reshape(-1, S + 1)
+    H = weighted.T @ flat - np.einsum("tpi,tpj->ij", AG, inverse_AG)
+    g = weighted.T @ residual.ravel() - np.einsum("tpi,tp->i", AG, inverse_Ar[..., 0])
+    focal_weight = 5 * T / FOCAL_SPREAD**2 if solve_focal else 1e12 * T
+    prior = np.r_[np.full(S, SHAPE_PRIOR * T), focal_weight]
+    g -= prior * np.r_[shape, np.log(focal / (FOCAL * problem.width)) if solve_focal else 0.0]
+    step = np.linalg.solve(H + np.diag(prior), g)
+    pose_step = inverse_Ar[..., 0] - inverse_AG @ step
+    R, t = apply_step(R, t, pose_step)
+    return np.clip(shape + step[:-1], -4, 4), float(focal * np.exp(np.clip(step[-1], -0.3, 0.3))), R, t
+
+
+def _offset_step(problem: _Problem, head: np.ndarray, offsets: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """Constant correction of every landmark (N,3) mm: ridge regression of what remains, the unseen direction stays."""
+    camera, seen = project(head + np.tensordot(e, problem.expressions, 1), R, t, focal)
+    D = picture_gradient(camera, R, focal) / problem.unit
+    residual = (picture - seen) / problem.unit
+    w = robust_weights(residual, ROBUST)
+    residual = residual + np.einsum("tnij,nj->tni", D, offsets)
+    H = np.einsum("tnia,tnib,tn->nab", D, D, w, optimize=True) + OFFSET_PRIOR * len(R) * np.eye(3)
+    g = np.einsum("tnia,tni,tn->na", D, residual, w, optimize=True)
+    return np.linalg.solve(H, g[..., None])[..., 0]
+
+
+def _solve_frames(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pose and expression of all valid frames in chunks; the others stay zero."""
+    T, E = len(problem.picture), len(problem.names)
+    R, t, e = np.zeros((T, 3, 3)), np.zeros((T, 3)), np.zeros((T, E))
+    good = np.flatnonzero(problem.valid)
+    head, focal, kernel = identity.head, identity.focal, ROBUST * problem.unit
+    for chunk in np.split(good, np.arange(CHUNK, len(good), CHUNK)):
+        picture, ec = problem.picture[chunk], e[chunk]
+        Rc, tc = affine_pose(head, picture, problem.stable, focal)
+        Rc, tc = refine_pose(np.repeat(head[None], len(chunk), 0), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
+        for strength, steps in ((STRONG, 2), (STRONG, 2), (WEAK, 2)):
+            ec = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
+            Rc, tc = refine_pose(head + np.tensordot(ec, problem.expressions, 1), picture, Rc, tc, focal, problem.stable, kernel, steps)
+        e[chunk] = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, WEAK)
+        R[chunk], t[chunk] = Rc, tc
+    return R, t, e
+
+
+def _assemble(problem: _Problem, identity: Identity, R: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
+              fps: float, width: int, height: int, model: MorphableModel, config: FitConfig) -> tuple[Track, np.ndarray]:
+    """Fill gaps, smooth without lag, find gaze; returns the track and its landmarks (T,N,2) px."""
+    valid = problem.valid
+    certainty = np.where(valid, 1.0, 0.05)
+    R = np.where(valid[:, None, None], R, np.diag([1.0, -1, -1]))
+    relative = fill_gaps(relative_to_frontal(matrix_to_axis_angle(R)), valid, clip_starts)
+    per_second = (fps / 25) ** 4  # the same cut-off in Hz at any frame rate
+    smooth = lambda x, strength: whittaker(fill_gaps(x, valid, clip_starts), strength * per_second, clip_starts, certainty)  # noqa: E731
+    relative, t = whittaker(relative, config.pose_smoothing * per_second, clip_starts, certainty), smooth(t, config.pose_smoothing)
+    fast = np.array([n.startswith(FAST) for n in problem.names])
+    e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
+    e = np.clip(e, problem.lower, problem.upper)
+    rotation = from_frontal(relative)
+    gaze = np.zeros((len(t), 2, 2))
+    if points.shape[1] == 478 and model.eye_centres is not None:
+        gaze = _gaze(problem, identity, rotation, t, e, points, clip_starts, model, per_second)
+        _look(problem.names, e, gaze)
+    from render.rotations import axis_angle_to_matrix
+
+    _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), axis_angle_to_matrix(rotation), t, identity.focal)
+    track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(identity.focal, width, height, len(t)), shape=identity.shape, expression=e,
+                  rotation=rotation, translation=t, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
+                  expression_names=problem.names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
+    return track, seen + np.array([width / 2, height / 2])
+
+
+def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
+          model: MorphableModel, per_second: float) -> np.ndarray:
+    """Directions of the eyeballs (T,2,2) rad from the irises: where the iris' ray meets the eyeball, bridged over blinks."""
+    from render.rotations import axis_angle_to_matrix
+
+    R = axis_angle_to_matrix(rotation)
+    _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), R, t, identity.focal)
+    centres = np.asarray(model.eyes(identity.shape), np.float64)
+    opening = lm.eye_opening(points)
+    gaze = np.zeros((len(t), 2, 2))
+    for side, name in enumerate(("left", "right")):
+        radius = float(np.linalg.norm(model.mean[model.regions[f"eye_{name}"]] - model.eye_centres[side], axis=-1).max())
+        lids = [lm.LIDS[name][0], lm.LIDS[name][8]]  # the corners, which stay while the eye turns
+        iris = problem.picture[:, list(lm.IRIS[name])].mean(1) - (problem.picture[:, lids] - seen[:, lids]).mean(1)
+        centre = np.einsum("tij,j->ti", R, centres[side]) + t
+        ray = np.concatenate([iris / identity.focal, np.ones((len(t), 1))], -1)
+        ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
+        along = (ray * centre).sum(-1)
+        inside = radius**2 - ((centre**2).sum(-1) - along**2)
+        hit = ray * (along - np.sqrt(np.maximum(inside, (0.2 * radius) ** 2)))[:, None] - centre
+        d = np.einsum("tji,tj->ti", R, hit)
+        d /= np.linalg.norm(d, axis=-1, keepdims=True)
+        gaze[:, side] = np.stack([np.arctan2(d[:, 0], d[:, 2]), np.arcsin(np.clip(d[:, 1], -1, 1))], -1)
+    open_ = problem.valid & (opening.min(1) > 0.6 * np.median(opening[problem.valid].min(1)))
+    gaze = fill_gaps(gaze, open_ if open_.any() else problem.valid, clip_starts)
+    gaze = 0.3 * gaze + 0.7 * gaze.mean(1, keepdims=True)  # eyes turn together; what differs is mostly noise
+    return np.clip(whittaker(gaze, 0.3 * per_second, clip_starts), -0.7, 0.7)
+
+
+def _look(names: tuple[str, ...], e: np.ndarray, gaze: np.ndarray) -> None:
+    """Write the eyeLook coefficients that belong to a gaze into e (T,E)."""
+    for side, (label, outward) in enumerate((("Left", 1), ("Right", -1))):
+        yaw, pitch = outward * gaze[:, side, 0] / LOOK_ANGLE, gaze[:, side, 1] / LOOK_ANGLE
+        for name, value in zip(LOOKS, (pitch, -pitch, -yaw, yaw)):
+            if name + label in names:
+                e[:, names.index(name + label)] = np.clip(value, 0, 1)
