@@ -105,7 +105,7 @@ class MediaPipeDetector:
         self._image = lambda frame: mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(frame))
         with quiet_native_log():
             self._network = vision.FaceLandmarker.create_from_options(options)
-            self._network.__class__ = _without_del(vision.FaceLandmarker)
+            self._network.__class__ = without_del(vision.FaceLandmarker)
             weakref.finalize(self, self._network.close).atexit = False
             self._network.detect(self._image(np.zeros((64, 64, 3), np.uint8)))  # its graph logs while it starts
 
@@ -121,7 +121,7 @@ class MediaPipeDetector:
         return follow_largest((self.candidates(frame) for frame in frames), 478)
 
 
-def _without_del(task: type) -> type:
+def without_del(task: type) -> type:
     """The task class without its __del__, which fails noisily when it runs after the interpreter's threads have ended."""
     return type(task.__name__, (task,), {"__del__": lambda self: None})
 
