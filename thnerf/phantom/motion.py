@@ -9,18 +9,19 @@ import numpy as np
 from recon.model import MorphableModel
 from recon.track import Track
 from render.camera import Camera
-from render.rotations import axis_angle_to_matrix, from_head_angles
+from render.rotations import FRONTAL, axis_angle_to_matrix, from_head_angles
+from thnerf.phantom.geometry import FIELD_MM, eye_points, rest_translation
 from thnerf.phantom.speech import Phoneme
 from thnerf.phantom.visemes import mouth_weights
 
 _RATE = 200.0  # Hz of the internal curves
 _NECK_PIVOT = np.array([0.0, -75.0, -35.0])  # mm from the point between the eyes: about where a head turns on its neck
-DISTANCE_MM, FIELD_MM = 900.0, 440.0  # of the camera from the eyes, and how much it sees there
+_DISTANCE_MM = 900.0  # of the camera from the eyes
 
 
 def phantom_camera(size: int, frames: int) -> Camera:
     """The phantom's camera: a portrait lens, `size` px square, fixed for `frames` frames."""
-    return Camera.simple(size * DISTANCE_MM / FIELD_MM, size, size, frames)
+    return Camera.simple(size * _DISTANCE_MM / FIELD_MM, size, size, frames)
 
 
 def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, model: MorphableModel, shape: np.ndarray,
@@ -51,9 +52,10 @@ def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, m
     names = model.expression_names
     expression = np.stack([curves[name][at] if name in curves else np.zeros(frames) for name in names], -1)
     rotation = from_head_angles(angles[at])
+    camera = phantom_camera(size, frames)
     return Track(
-        fps=fps, model_id=model.model_id, camera=phantom_camera(size, frames), shape=shape, expression=expression, rotation=rotation,
-        translation=_place(model, shape, rotation, shift[at]), gaze=np.repeat(gaze[at][:, None], 2, 1), torso=torso[at],
+        fps=fps, model_id=model.model_id, camera=camera, shape=shape, expression=expression, rotation=rotation,
+        translation=_place(model, shape, camera, rotation, shift[at]), gaze=np.repeat(gaze[at][:, None], 2, 1), torso=torso[at],
         valid=np.ones(frames, bool), expression_names=names, meta={"source": "phantom", "seed": int(seed)})
 
 
@@ -197,11 +199,8 @@ def _torso(angles: np.ndarray, shift: np.ndarray, rng: np.random.Generator) -> n
     return own + follow + breath[:, None] * (0.0, -0.0035, 0.002, 0.0)
 
 
-def _place(model: MorphableModel, shape: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Translation (T,3) mm so that the head turns about its neck, its eyes near the image centre at DISTANCE_MM."""
-    eyes = model.points(model.vertices(shape, np.zeros(len(model.expression_names))), "mediapipe478")[[33, 263]].mean(0).astype(np.float64)
+def _place(model: MorphableModel, shape: np.ndarray, camera: Camera, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Translation (T,3) mm so that the head turns about its neck, at rest where `rest_translation` puts it."""
+    eyes = eye_points(model, shape).mean(0)
     pivot = eyes + _NECK_PIVOT
-    matrix = axis_angle_to_matrix(rotation)
-    frontal = np.diag([1.0, -1.0, -1.0])
-    rest = np.array([0.0, -0.03 * FIELD_MM, DISTANCE_MM]) - frontal @ eyes
-    return rest + frontal @ pivot - matrix @ pivot + shift
+    return rest_translation(camera, eyes) + FRONTAL @ pivot - axis_angle_to_matrix(rotation) @ pivot + shift
