@@ -79,9 +79,9 @@ def timestamps(path: PathLike) -> np.ndarray:
 def read_frames(path: PathLike, fps: float | None = None, grey: bool = False) -> Iterator[np.ndarray]:
     """Stream the frames of a video, (H,W,3) uint8 RGB, or (H,W) with `grey`; upright, square pixels.
 
-    With `fps`, frame i is the one on screen at i / fps, where a frame counts as on screen up to half its
-    period early (so that jitter of timestamps changes nothing and a constant rate is met by the nearest
-    frame); a frame is repeated or left out as needed. Raises InputError when the file is no readable video.
+    With `fps`, frame i is the one on screen at i / fps, where a frame counts as on screen from half a period
+    (the shorter of its own and 1 / fps) early, so that jitter of timestamps changes nothing and a faster
+    constant rate gives the nearest frame; a frame is repeated or left out as needed. Raises InputError when the file is no readable video.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"frames per second must be positive, not {fps}")
@@ -122,7 +122,7 @@ def read_audio_track(path: PathLike, rate: int = AUDIO_RATE, duration: float | N
         own_rate, pieces, filled = int(stream.rate), [], 0
         for samples, when in sound_blocks(source, stream, path):
             at = filled if when is None else round((when - start) * own_rate)
-            if abs(at - filled) <= 0.03 * own_rate and pieces:
+            if filled and abs(at - filled) <= 0.03 * own_rate:
                 at = filled  # rounding of timestamps, not a hole
             if at > filled:
                 pieces.append(np.zeros(at - filled, np.float32))
