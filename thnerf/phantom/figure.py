@@ -16,8 +16,10 @@ from thnerf.phantom.geometry import eye_points, rest_translation
 from thnerf.phantom.hair import Strands, grow_hair, sample_surface
 from thnerf.phantom.shading import collar
 
-SKIN, EYE_LEFT, EYE_RIGHT, TEETH, TONGUE, MOUTH = range(6)  # skin is cloth below the collar
+SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TONGUE, MOUTH, TEETH_LOWER = range(7)  # skin is cloth below the collar
 _TORSO_CENTRE = np.array([0.0, -260.0, -90.0])  # mm from the eyes, model axes: what the torso's similarity turns and scales about
+
+_DROPS = (("teeth_upper", 2.6, 0.0), ("teeth_lower", 3.2, 11.0), ("tongue", 3.0, 8.0))  # mm, mm per unit of jawOpen
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Figure:
         expression = track.expression[index]
         active = np.flatnonzero(expression)
         local = self.neutral + np.tensordot(expression[active], self.model.expression_basis[active], 1)
+        jaw = float(expression[self.model.expression_names.index("jawOpen")])
+        for name, drop, more in _DROPS:  # the model's teeth sit high and follow the jaw by half: only what shows changes, not the face
+            local[self.model.regions[name], 1] -= drop + more * jaw
         for side, mask in enumerate(self.eye_masks):
             yaw, pitch = track.gaze[index, side]
             turn = FRONTAL @ axis_angle_to_matrix(from_head_angles(np.array([yaw, pitch, 0.0])))
@@ -100,7 +105,8 @@ def build_figure(model: MorphableModel, shape: np.ndarray, look: Look) -> Figure
 def _materials(model: MorphableModel) -> np.ndarray:
     """Material of each face of the model (F,) int8."""
     material = np.full(len(model.faces), SKIN, np.int8)
-    regions = (("eye_left", EYE_LEFT), ("eye_right", EYE_RIGHT), ("teeth_upper", TEETH), ("teeth_lower", TEETH), ("tongue", TONGUE), ("mouth_inside", MOUTH))
+    regions = (
+        ("eye_left", EYE_LEFT), ("eye_right", EYE_RIGHT), ("teeth_upper", TEETH_UPPER), ("teeth_lower", TEETH_LOWER), ("tongue", TONGUE), ("mouth_inside", MOUTH))
     for name, value in regions:
         material[model.regions[name][model.faces].all(1)] = value
     return material

@@ -17,7 +17,7 @@ from render.raster import rasterise, vertex_normals
 from render.rotations import axis_angle_to_matrix
 from thnerf.phantom.appearance import LIPS_INNER, Look, draw_look, paint_room, paint_skin
 from thnerf.phantom.figure import Figure, build_figure, lash_curves
-from thnerf.phantom.geometry import eye_points
+from thnerf.phantom.geometry import FIELD_MM, eye_points
 from thnerf.phantom.hair import draw_strands, shade_strands
 from thnerf.phantom.motion import phantom_track
 from thnerf.phantom.shading import shade
@@ -69,7 +69,7 @@ class Studio:
         x = np.cross((0.0, 1.0, 0.0), z)
         x /= np.linalg.norm(x)
         rotation = np.stack([x, np.cross(z, x), z])
-        target = np.array([0.0, 40.0, self.camera.K[0, 0] / self.camera.width * 360.0 + 40])
+        target = np.array([0.0, 40.0, self.camera.K[0, 0] / self.camera.width * FIELD_MM + 40])
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = rotation, (0, 0, _LIGHT_DISTANCE) - rotation @ target
         self.light_focal = _SHADOW_SIZE * _LIGHT_DISTANCE / _SHADOW_FIELD

@@ -62,7 +62,7 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
           shadow, light_pose, light_focal, light, key, sky, ground, image):
     """Shade every covered pixel into `image` (H,W,3) float32 linear RGB, changed in place.
 
-    face (H,W), bary (H,W,3): fragments; faces (F,3), material (F,); world, normals, rest (V,3), uv (V,2): per vertex;
+    face (H,W), bary (H,W,3): fragments; faces (F,3), material (F,), see figure.py; world, normals, rest (V,3), uv (V,2): per vertex;
     atlas (768,1024,4); eyes (2,3) eyeball centres in rest space and their radius in eyes[:, 3]; iris (3,); cloth (3,), stripe (4,): colour and 1 when there are stripes; lips (2,): rest y and z between
     the lips; openness: 0…1 light that gets into the mouth; shadow (S,S) depth seen from the light with light_pose (4,4) and
     light_focal px; light (3,) unit vector to the key light; key, sky, ground (3,) linear RGB.
@@ -125,14 +125,14 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
                     albedo[k] = albedo[k] * (1 - ring) + colour * ring
                 occlusion = 0.62 + 0.38 * min(1.0, max(0.0, (5.6 - ey * eyes[side, 3]) / 5.0))  # the upper lid's shade
                 gloss, power = 1.3, 320.0
-            elif kind == 3 or kind == 4 or kind == 5:
+            elif kind >= 3:
                 behind = max(0.0, lips[1] - r[2])
                 depth = np.exp(-behind / (10 + 16 * openness))
-                if kind == 3:
-                    upper = r[1] > lips[0] - 1.0
+                if kind == 3 or kind == 6:
+                    upper = kind == 3
                     tone = _tooth(r[0], behind, r[1], upper)
-                    albedo[0], albedo[1], albedo[2] = 0.66 * tone, 0.60 * tone, 0.49 * tone
-                    occlusion, gloss, power = (0.25 + 0.75 * openness) * min(1.0, 1.5 * depth) * (0.95 if upper else 0.72), 0.10, 40.0
+                    albedo[0], albedo[1], albedo[2] = 0.60 * tone, 0.55 * tone, 0.46 * tone
+                    occlusion, gloss, power = (0.25 + 0.75 * openness) * min(1.0, 1.5 * depth) * (0.95 if upper else 0.66) * np.exp(-max(0.0, abs(r[0]) - 15.0) / 7.0), 0.10, 40.0
                 elif kind == 4:
                     albedo[0], albedo[1], albedo[2] = 0.44, 0.15, 0.14
                     occlusion, gloss, power = (0.15 + 0.75 * openness) * depth, 0.06, 20.0
@@ -155,7 +155,7 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
             lz = light_pose[2, 0] * p[0] + light_pose[2, 1] * p[1] + light_pose[2, 2] * p[2] + light_pose[2, 3]
             half = shadow.shape[0] / 2
             lit = _shadow(shadow, lx / lz * light_focal + half, ly / lz * light_focal + half, lz)
-            if kind == 1 or kind == 2 or kind == 3:
+            if kind == 1 or kind == 2 or kind == 3 or kind == 6:
                 lit = 0.5 + 0.5 * lit
             nl = n[0] * light[0] + n[1] * light[1] + n[2] * light[2]
             nf = -0.80 * n[2] - 0.6 * light[0] * n[0]  # a weak fill from the camera's other side
