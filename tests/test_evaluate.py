@@ -240,3 +240,10 @@ def test_no_test_frames_is_an_input_error(subject, tmp_path, monkeypatch):
     monkeypatch.setitem(subject.info["split"], "test", [])
     with pytest.raises(InputError, match="no held-out frames"):
         evaluate_with(subject, tmp_path, Drawn(), BlockDetector(), None, "no")
+
+
+def test_landmarks_are_found_by_fits_detector(subject, monkeypatch):
+    assert module.fit_detector(subject) == "mediapipe"
+    for name, expected in (("face-alignment", "face-alignment"), ("points.npz", "mediapipe")):
+        monkeypatch.setitem(subject.info, "config", {"detector": name})
+        assert module.fit_detector(subject) == expected

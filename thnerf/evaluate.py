@@ -138,7 +138,7 @@ def held_out(subject: Subject, max_frames: int | None = None) -> list[tuple[int,
 
 def fit_detector(subject: Subject) -> str:
     """Name of the detector that fit used. Landmarks that were read from a file cannot be found on renders; then the default."""
-    name = str(subject.info.get("detector", "mediapipe"))
+    name = str(subject.info.get("config", {}).get("detector", "mediapipe"))
     return "mediapipe" if name.endswith(".npz") else name
 
 
