@@ -10,7 +10,7 @@ import numpy as np
 
 from recon.landmarks import MediaPipeDetector, interocular
 from render.files import InputError
-from render.video import VideoInfo, probe, read_audio_track, read_frames
+from render.video import VideoInfo, probe, read_audio_track, read_frames, timestamps
 
 SAMPLES = 120  # frames looked at
 _ORDER = {"ok": 0, "warn": 1, "fail": 2}
@@ -81,7 +81,7 @@ def diagnose(clip: str | Path) -> Report:
             brightness.append(small_face[-1].mean())
     if not faces:
         raise InputError(f"{clip} has no frames that can be decoded; export it again as H.264 mp4")
-    return Report(str(clip), [*_container(info), *_face(info, faces), *_picture(small_face, borders, changes), *_sound(clip, info)])
+    return Report(str(clip), [*_container(info), _steady_rate(timestamps(clip)), *_face(info, faces), *_picture(small_face, borders, changes), *_sound(clip, info)])
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -109,6 +109,15 @@ def _container(info: VideoInfo) -> list[Finding]:
         judge("frame rate", info.fps, f"{info.fps:.2f} fps", 23.5, 10, "record at 25 fps or more: lips move faster than this rate shows"),
         judge("picture", min(info.width, info.height), f"{info.width} x {info.height} px", 240, 64, "record at 480 px or more"),
     ]
+
+
+def _steady_rate(times: np.ndarray) -> Finding:
+    """Whether the frames come evenly; phones drop to fewer in the dark, and screen recorders repeat none. times: (N,) s."""
+    gaps = np.diff(times)
+    uneven = float((np.abs(gaps - np.median(gaps)) > 0.25 * np.median(gaps) + 0.001).mean()) if len(gaps) else 0.0
+    longest = f", longest gap {1000 * gaps.max():.0f} ms" if len(gaps) else ""
+    return judge("steady frame rate", 1 - uneven, f"{uneven:.0%} of the frames come early or late{longest}", 0.98, 0,
+                 "record at a constant frame rate: frames are repeated or left out to even it, which looks like a stumble")
 
 
 def _face(info: VideoInfo, faces: list[np.ndarray]) -> list[Finding]:
@@ -183,7 +192,12 @@ def _sound(clip: Path, info: VideoInfo) -> list[Finding]:
     snr = loud - float(np.quantile(level, 0.05))
     clipped = float((np.abs(samples) > 0.995).mean())
     pause = float((level < loud - 25).mean())
+    mismatch = abs(info.audio_duration - info.duration) if info.audio_duration else 0.0
     return [
+        judge("sound bandwidth", info.sample_rate, f"{info.audio_codec}, {info.sample_rate} Hz, {info.channels} channel(s)", 16000, 0,
+              "record at 16 kHz or more: s, f and t are told apart by high frequencies"),
+        judge("sound as long as the picture", 0.5 - mismatch, f"differs by {mismatch:.2f} s", 0, -np.inf,
+              "check that sound and lips are in sync at the end; cut or export the clip again"),
         judge("sound level", loud, f"{loud:.0f} dBFS in speech", -35, -60, "speak closer to the microphone or raise its level"),
         judge("noise", snr, f"speech {snr:.0f} dB above the quietest parts", 15, 0, "record in a quieter room"),
         judge("no clipping", 1 - clipped, f"{clipped:.2%} of the samples", 0.999, 0, "lower the level of the microphone"),

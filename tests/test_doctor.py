@@ -1,9 +1,11 @@
 """The doctor: verdicts follow from what is in the clip, and each complaint says what to do."""
 
+import subprocess
+
 import numpy as np
 import pytest
 
-from recon.doctor import Finding, Report, diagnose, judge
+from recon.doctor import Finding, Report, _steady_rate, diagnose, judge
 from render.encode import VideoWriter
 
 
@@ -45,6 +47,24 @@ def test_a_cut_is_noticed(tmp_path):
     frames = np.concatenate([np.full((20, 64, 64, 3), 30), np.full((20, 64, 64, 3), 220)]).astype(np.uint8)
     write_clip(tmp_path / "cut.mp4", frames)
     assert severities(diagnose(tmp_path / "cut.mp4"))["no cuts"] == "warn"
+
+
+def test_an_uneven_frame_rate_is_noticed_and_an_even_one_is_not():
+    even = np.round(np.arange(100) / 29.97, 3)  # as a container with milliseconds stores it
+    uneven = np.delete(even, np.arange(10, 100, 10))
+    assert _steady_rate(even).severity == "ok" and _steady_rate(uneven).severity == "warn"
+    assert _steady_rate(np.zeros(1)).severity == "ok", "one frame has no rate"
+
+
+@pytest.mark.parametrize("seconds, rate, complaint", [(1.6, 48000, None), (3.0, 48000, "sound as long as the picture"), (1.6, 8000, "sound bandwidth")])
+def test_sound_that_is_dull_or_of_another_length_is_noticed(tmp_path, seconds, rate, complaint):
+    import imageio_ffmpeg
+
+    write_clip(tmp_path / "v.mp4", np.full((40, 64, 64, 3), 90, np.uint8))
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "v.mp4", "-f", "lavfi", "-i", f"sine=300:sample_rate={rate}:duration={seconds}",
+                    "-c:v", "copy", "-c:a", "pcm_s16le", tmp_path / "a.mov"], check=True)
+    found = severities(diagnose(tmp_path / "a.mov"))
+    assert {n for n in ("sound as long as the picture", "sound bandwidth") if found[n] != "ok"} == ({complaint} if complaint else set())
 
 
 @pytest.mark.footage
