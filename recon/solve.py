@@ -26,13 +26,13 @@ from recon.smooth import fill_gaps, whittaker
 from recon.track import Track
 from render.camera import Camera
 from render.files import InputError
-from render.rotations import from_frontal, matrix_to_axis_angle, relative_to_frontal
+from render.rotations import FRONTAL, axis_angle_to_matrix, from_frontal, matrix_to_axis_angle, relative_to_frontal
 
 CHUNK = 128
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
 ROBUST = 4.0  # px of the robust kernel, in hundredths of the interocular distance
-STRONG, WEAK = 60.0, 3.0  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
+STRONG, WEAK = 60.0, 1.5  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
 LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed at zero
 SHAPE_PRIOR, OFFSET_PRIOR = 2.0, 0.5  # per keyframe
 UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
@@ -42,6 +42,7 @@ LOOK_ANGLE = np.deg2rad(30)  # gaze at which an eyeLook coefficient is 1
 AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
            ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
+RIVALS = ("eyeWide", "eyeSquint")  # would share a blink with eyeBlink
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 
@@ -68,7 +69,7 @@ class _Problem:
         self.lower = np.full(len(self.names), 0.0 if units else -3.0, np.float32)
         self.upper = np.full(len(self.names), 1.0 if units else 3.0, np.float32)
         for i, name in enumerate(self.names):
-            if units and name.startswith((*LOOKS, "tongueOut")):
+            if units and name == "tongueOut":
                 self.upper[i] = 0
 
 
@@ -95,8 +96,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
     problem = _problem(points, valid, width, height, model, config)
     identity = _solve_identity(problem, config)
-    R, t, e = _solve_frames(problem, identity)
-    track, projected = _assemble(problem, identity, R, t, e, points, clip_starts, fps, width, height, model, config)
+    track, projected = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config)
     if diagnostics is not None:
         measured = slice(0, 468) if points.shape[1] == 478 else slice(None)
         error = np.linalg.norm(projected - points, axis=-1)[valid][:, measured]
@@ -151,7 +151,7 @@ def _prior(problem: _Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Quadratic (E,E) and linear (E,) part of the expression prior."""
     scale = np.ones(len(problem.names))
     for i, name in enumerate(problem.names):
-        scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 1
+        scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 6 if name.startswith(RIVALS) else 1
     quadratic = np.diag(strength * scale)
     for a, b in AGAINST:
         if a in problem.names and b in problem.names:
@@ -162,11 +162,15 @@ def _prior(problem: _Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit_expressions(problem: _Problem, head: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
-                     strength: float, steps: int = 1) -> np.ndarray:
-    """Expressions (T,E) in their bounds for given poses; mouthClose never exceeds jawOpen."""
+                     strength: float, steps: int = 1, given: np.ndarray | None = None) -> np.ndarray:
+    """Expressions (T,E) in their bounds for given poses; mouthClose never exceeds jawOpen. `given` (T,E): values to keep, NaN = solve."""
     quadratic, linear = _prior(problem, strength)
-    names = problem.names
-    pair = (names.index("mouthClose"), names.index("jawOpen")) if {"mouthClose", "jawOpen"} <= set(names) else None
+    pair = _jaw_pair(problem.names)
+    lower, highest = np.repeat(problem.lower[None], len(e), 0), np.repeat(problem.upper[None], len(e), 0)
+    if problem.lower[0] == 0:  # eyeLook comes with the gaze
+        highest[:, [i for i, n in enumerate(problem.names) if n.startswith(LOOKS)]] = 0
+    if given is not None:
+        lower, highest = (np.where(np.isfinite(given), given, bound).astype(np.float32) for bound in (lower, highest))
     for _ in range(steps):
         moved = np.tensordot(e, problem.expressions, 1)
         camera, seen = project(head + moved, R, t, focal)
@@ -174,13 +178,18 @@ def _fit_expressions(problem: _Problem, head: np.ndarray, focal: float, picture:
         residual = (picture - seen) / problem.unit
         weights = problem.base * robust_weights(residual, ROBUST)
         H, g = problem.system.normal(D, weights, residual + np.einsum("tnij,tnj->tni", D, moved))
-        upper = np.repeat(problem.upper[None], len(e), 0)
-        if pair:
+        upper = highest.copy()
+        if pair is not None:
             upper[:, pair[0]] = np.minimum(upper[:, pair[0]], e[:, pair[1]] + 0.1)
-        e = bounded_minimum(H + quadratic, g - linear, e.astype(np.float32), np.repeat(problem.lower[None], len(e), 0), upper)
-        if pair:
+        e = bounded_minimum(H + quadratic, g - linear, e.astype(np.float32), lower, upper)
+        if pair is not None:
             e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
     return e.astype(np.float64)
+
+
+def _jaw_pair(names: tuple[str, ...]) -> tuple[int, int] | None:
+    """Columns of mouthClose and jawOpen, where the model has both."""
+    return (names.index("mouthClose"), names.index("jawOpen")) if {"mouthClose", "jawOpen"} <= set(names) else None
 
 
 def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> Identity:
@@ -243,56 +252,64 @@ def _offset_step(problem: _Problem, head: np.ndarray, offsets: np.ndarray, focal
     return np.linalg.solve(H, g[..., None])[..., 0]
 
 
-def _solve_frames(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pose and expression of all valid frames in chunks; the others stay zero."""
+def _solve_poses(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pose of all valid frames in chunks, with the expressions that it was found under; other frames stay zero."""
     T, E = len(problem.picture), len(problem.names)
     R, t, e = np.zeros((T, 3, 3)), np.zeros((T, 3)), np.zeros((T, E))
-    good = np.flatnonzero(problem.valid)
     head, focal, kernel = identity.head, identity.focal, ROBUST * problem.unit
-    for chunk in np.split(good, np.arange(CHUNK, len(good), CHUNK)):
+    for chunk in _chunks(problem):
         picture, ec = problem.picture[chunk], e[chunk]
         Rc, tc = affine_pose(head, picture, problem.stable, focal)
         Rc, tc = refine_pose(np.repeat(head[None], len(chunk), 0), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
         for strength, steps in ((STRONG, 2), (STRONG, 2), (WEAK, 2)):
             ec = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
             Rc, tc = refine_pose(head + np.tensordot(ec, problem.expressions, 1), picture, Rc, tc, focal, problem.stable, kernel, steps)
-        e[chunk] = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, WEAK)
-        R[chunk], t[chunk] = Rc, tc
+        R[chunk], t[chunk], e[chunk] = Rc, tc, ec
     return R, t, e
 
 
-def _assemble(problem: _Problem, identity: Identity, R: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
-              fps: float, width: int, height: int, model: MorphableModel, config: FitConfig) -> tuple[Track, np.ndarray]:
-    """Fill gaps, smooth without lag, find gaze; returns the track and its landmarks (T,N,2) px."""
-    valid = problem.valid
+def _chunks(problem: _Problem) -> list[np.ndarray]:
+    good = np.flatnonzero(problem.valid)
+    return np.split(good, np.arange(CHUNK, len(good), CHUNK))
+
+
+def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
+                  model: MorphableModel, config: FitConfig) -> tuple[Track, np.ndarray]:
+    """Poses, gaze, then expressions beside both; gaps filled, smooth without lag. Returns the track and its landmarks (T,N,2) px.
+
+    Expressions are fitted under the unsmoothed pose: where the detector shakes the whole face, the pose takes it up, not the lips.
+    """
+    valid, names, focal = problem.valid, problem.names, identity.focal
+    R, t, e = _solve_poses(problem, identity)
     certainty = np.where(valid, 1.0, 0.05)
-    R = np.where(valid[:, None, None], R, np.diag([1.0, -1, -1]))
-    relative = fill_gaps(relative_to_frontal(matrix_to_axis_angle(R)), valid, clip_starts)
     per_second = (fps / 25) ** 4  # the same cut-off in Hz at any frame rate
     smooth = lambda x, strength: whittaker(fill_gaps(x, valid, clip_starts), strength * per_second, clip_starts, certainty)  # noqa: E731
-    relative, t = whittaker(relative, config.pose_smoothing * per_second, clip_starts, certainty), smooth(t, config.pose_smoothing)
-    fast = np.array([n.startswith(FAST) for n in problem.names])
-    e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
-    e = np.clip(e, problem.lower, problem.upper)
-    rotation = from_frontal(relative)
-    gaze = np.zeros((len(t), 2, 2))
+    relative = relative_to_frontal(matrix_to_axis_angle(np.where(valid[:, None, None], R, FRONTAL)))
+    rotation, translation = from_frontal(smooth(relative, config.pose_smoothing)), smooth(t, config.pose_smoothing)
+    gaze, looks = np.zeros((len(t), 2, 2)), None
     if points.shape[1] == 478 and model.eye_centres is not None:
-        gaze = _gaze(problem, identity, rotation, t, e, points, clip_starts, model, per_second)
-        _look(problem.names, e, gaze)
-    from render.rotations import axis_angle_to_matrix
-
-    _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), axis_angle_to_matrix(rotation), t, identity.focal)
-    track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(identity.focal, width, height, len(t)), shape=identity.shape, expression=e,
-                  rotation=rotation, translation=t, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
-                  expression_names=problem.names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
+        gaze = _gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
+        looks = _looks(names, gaze)
+    for chunk in _chunks(problem):
+        e[chunk] = _fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
+                                    None if looks is None else looks[chunk])
+    fast = np.array([n.startswith(FAST) for n in names])
+    e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
+    if looks is not None:
+        e = np.where(np.isfinite(looks), looks, e)
+    e = np.clip(e, problem.lower, problem.upper)
+    if (pair := _jaw_pair(names)) is not None:
+        e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
+    _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), axis_angle_to_matrix(rotation), translation, focal)
+    track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(focal, width, height, len(t)), shape=identity.shape, expression=e,
+                  rotation=rotation, translation=translation, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
+                  expression_names=names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
     return track, seen + np.array([width / 2, height / 2])
 
 
 def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
           model: MorphableModel, per_second: float) -> np.ndarray:
     """Directions of the eyeballs (T,2,2) rad from the irises: where the iris' ray meets the eyeball, bridged over blinks."""
-    from render.rotations import axis_angle_to_matrix
-
     R = axis_angle_to_matrix(rotation)
     _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), R, t, identity.focal)
     centres = np.asarray(model.eyes(identity.shape), np.float64)
@@ -317,10 +334,12 @@ def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.nda
     return np.clip(whittaker(gaze, 0.3 * per_second, clip_starts), -0.7, 0.7)
 
 
-def _look(names: tuple[str, ...], e: np.ndarray, gaze: np.ndarray) -> None:
-    """Write the eyeLook coefficients that belong to a gaze into e (T,E)."""
+def _looks(names: tuple[str, ...], gaze: np.ndarray) -> np.ndarray:
+    """The eyeLook coefficients that belong to a gaze, (T,E) with NaN for all others."""
+    out = np.full((len(gaze), len(names)), np.nan)
     for side, (label, outward) in enumerate((("Left", 1), ("Right", -1))):
         yaw, pitch = outward * gaze[:, side, 0] / LOOK_ANGLE, gaze[:, side, 1] / LOOK_ANGLE
         for name, value in zip(LOOKS, (pitch, -pitch, -yaw, yaw)):
             if name + label in names:
-                e[:, names.index(name + label)] = np.clip(value, 0, 1)
+                out[:, names.index(name + label)] = np.clip(value, 0, 1)
+    return out

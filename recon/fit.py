@@ -1,0 +1,353 @@
+"""``thnerf fit``: footage in, a finished subject folder out.
+
+Stages write into ``OUT/.fit`` and are noted in its record when they are whole; a later call with the same footage and
+settings continues there. Only when everything is done do the files move into OUT, subject.json last, so an
+earlier subject stays usable until then and a folder without subject.json was never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from recon.config import FitConfig
+from recon.landmarks import Detector, load_detector
+from recon.subject import Subject, make_split, write_subject
+from recon.track import Track
+from render.files import InputError, atomic_path, read_json, write_json
+from render.progress import progress, timed
+from render.video import VideoWriter, crop_square, probe, read_audio_track, read_frames
+
+VERSION = 1  # raise when a change here or in the solver should make old subjects be fitted again
+SHORTEST = 11  # frames; the split holds one of eleven out
+RATE = 48000
+FACE_AT = 0.46  # height of the face's middle in the crop: room for the shoulders
+FILES = ("video.mp4", "audio.wav", "matte.mp4", "background.png", "landmarks.npz", "overlay.mp4", "curves.png", "track.npz", "fit.json")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One fit in progress: clips, staging folder, settings and what identifies them."""
+
+    clips: tuple[Path, ...]
+    out: Path
+    config: FitConfig
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where unfinished files live."""
+        return self.out / ".fit"
+
+    def record(self) -> dict[str, Any]:
+        """Notes of the stages that finished, {} when there are none or they belong to other footage or settings."""
+        path = self.folder / "record.json"
+        if not path.exists():
+            return {}
+        try:
+            record = read_json(path)
+        except InputError:  # cut off while writing on a file system without atomic renames: start again
+            return {}
+        return record if isinstance(record, dict) and record.get("fingerprint") == self.fingerprint else {}
+
+    def note(self, stage: str, **values: Any) -> None:
+        """Mark a stage as finished."""
+        write_json(self.folder / "record.json", {"fingerprint": self.fingerprint, **self.record(), stage: values})
+
+
+def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig()) -> dict[str, Any]:
+    """Fit one speaker's clips into the subject folder `out`; returns what fit.json holds.
+
+    Resumes what an interrupted call left. Raises InputError for footage that cannot work, StageError when the disk is full.
+    """
+    clips, out = tuple(Path(c) for c in clips), Path(out)
+    if not clips:
+        raise InputError("fit needs at least one clip")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose a folder for the subject")
+    for clip in clips:
+        if not clip.is_file():
+            raise InputError(f"{clip} does not exist or is no file; name a video")
+    work = _Work(clips, out, config, _fingerprint(clips, config))
+    if _finished(work):
+        _say(f"{out} already holds this footage fitted with these settings; nothing to do")
+        return read_json(out / "fit.json")
+    if work.folder.exists() and not work.record():
+        shutil.rmtree(work.folder)
+    elif work.folder.exists():
+        _say(f"continuing the interrupted fit in {out}: {', '.join(k for k in work.record() if k != 'fingerprint')} done earlier")
+    if (out / "runs").exists():
+        _say(f"{out / 'runs'} holds runs trained on an earlier fit; train them again")
+    if "publish" not in work.record():
+        _detect(work)
+        _crop(work)
+        _solve(work)
+        _pictures(work)
+        work.note("publish")
+    return _publish(work)
+
+
+def _say(text: str) -> None:
+    """A note for the user on stderr."""
+    if os.environ.get("THNERF_QUIET") != "1":
+        print(f"fit: {text}", file=sys.stderr, flush=True)
+
+
+def _fingerprint(clips: Iterable[Path], config: FitConfig) -> str:
+    """Identifies footage and settings; changes with content-relevant ones only."""
+    files = [*clips, *(Path(p) for p in (config.model, config.detector) if p.endswith(".npz") and Path(p).exists())]
+    stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps([VERSION, stats, config.as_dict()], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(work: _Work) -> bool:
+    """Whether `out` is a whole subject of this very footage and settings."""
+    try:
+        return Subject.open(work.out).info.get("fingerprint") == work.fingerprint and (work.out / "fit.json").exists()
+    except InputError:
+        return False
+
+
+def prefetched(items: Iterable[Any], depth: int = 8) -> Iterator[Any]:
+    """The same items, made up to `depth` ahead by a thread (decoding beside detection). Its errors are raised here."""
+    buffer: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                buffer.put((kind, value), timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:  # handed over to the consumer, who raises it
+            put("error", error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = buffer.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _detect(work: _Work) -> None:
+    """Landmarks of every clip in source px → source_landmarks.npz."""
+    if "landmarks" in work.record():
+        return
+    config, seconds = work.config, {}
+    detector = load_detector(config.detector)
+    found, info, notes = [], [], []
+    for index, clip in enumerate(work.clips):
+        video = probe(clip)
+        expected = max(1, round(video.duration * config.fps))
+        label = "landmarks" if len(work.clips) == 1 else f"landmarks {index + 1}/{len(work.clips)}"
+        with timed(seconds, "detect"):
+            landmarks = detector.detect(progress(prefetched(read_frames(clip, config.fps)), label, total=expected))
+        frames = len(landmarks.valid)
+        if frames < SHORTEST:
+            raise InputError(f"{clip} has only {frames} frame{'s' if frames != 1 else ''} at {config.fps:g} fps; fit needs at least {SHORTEST}, and learns well from 20 s on")
+        if not landmarks.valid.any():
+            raise InputError(f"{clip} shows no face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
+        for note in landmarks.notes:
+            notes.append(f"{clip.name}: {note}")
+            _say(notes[-1])
+        found.append(landmarks)
+        info.append({"source": str(clip), "frames": frames, "width": video.width, "height": video.height})
+    with atomic_path(work.folder / "source_landmarks.npz") as temporary:
+        np.savez(temporary, points=np.concatenate([x.points for x in found]), valid=np.concatenate([x.valid for x in found]),
+                 faces_seen=np.concatenate([x.faces_seen for x in found]))
+    work.note("landmarks", clips=info, notes=notes, seconds=seconds["detect"])
+
+
+def choose_crop(points: np.ndarray, valid: np.ndarray, width: int, height: int, heights: float) -> tuple[int, int, int]:
+    """The fixed square (x, y, side) px for a speaker: points (T,N,2) of frames with `valid` in a width×height picture.
+
+    Side is `heights` face heights or what the face's motion needs, at most the picture's shorter side; a picture
+    that is nearly square and not much larger is kept whole. Inside the frame wherever that is possible.
+    """
+    low, high = points[valid].min(1), points[valid].max(1)
+    face = float(np.median(high[:, 1] - low[:, 1]))
+    reach_low, reach_high = np.percentile(low, 1, axis=0), np.percentile(high, 99, axis=0)
+    side = max(heights * face, 1.25 * float((reach_high - reach_low).max()))
+    shorter = min(width, height)
+    if abs(width - height) <= 0.05 * shorter and shorter <= 1.5 * side:
+        side = shorter
+    side = int(round(min(side, shorter)))
+    middle = (reach_low + reach_high) / 2
+    x, y = middle[0] - side / 2, middle[1] - FACE_AT * side
+    return int(round(np.clip(x, 0, width - side))), int(round(np.clip(y, 0, height - side))), side
+
+
+def _crop(work: _Work) -> None:
+    """video.mp4, matte.mp4, audio.wav and landmarks.npz in crop px."""
+    if "video" in work.record():
+        return
+    from recon.matte import Matter
+
+    config, clips = work.config, work.record()["landmarks"]["clips"]
+    with np.load(work.folder / "source_landmarks.npz") as data:
+        points, valid, faces_seen = data["points"], data["valid"], data["faces_seen"]
+    bounds = np.cumsum([0] + [c["frames"] for c in clips])
+    same = len({(c["width"], c["height"]) for c in clips}) == 1
+    crops = []
+    for index, clip in enumerate(clips):
+        part = slice(None) if same else slice(bounds[index], bounds[index + 1])  # one camera setup: one crop
+        crops.append(crops[0] if same and crops else choose_crop(points[part], valid[part], clip["width"], clip["height"], config.crop_heights))
+    scaled = points.astype(np.float64)
+    for index, (x, y, side) in enumerate(crops):
+        scaled[bounds[index] : bounds[index + 1]] = (scaled[bounds[index] : bounds[index + 1]] - [x, y]) * config.size / side
+    with atomic_path(work.folder / "landmarks.npz") as temporary:
+        np.savez_compressed(temporary, points=scaled.astype(np.float32), valid=valid, faces_seen=faces_seen)
+
+    def cropped() -> Iterator[np.ndarray]:
+        for clip, (x, y, side) in zip(clips, crops):
+            for frame in read_frames(clip["source"], config.fps):
+                yield crop_square(frame, x, y, side, config.size)
+
+    has_audio = _sound(work, clips)
+    seconds: dict[str, float] = {}
+    starts, frames = [int(b) for b in bounds[:-1]], int(bounds[-1])
+    matter = Matter()
+    with VideoWriter(work.folder / "video.mp4", config.size, config.size, config.fps, crf=config.crf) as video, \
+            VideoWriter(work.folder / "matte.mp4", config.size, config.size, config.fps, crf=config.crf, grey=True) as mattes:
+
+        def written() -> Iterator[np.ndarray]:
+            for frame in progress(prefetched(cropped()), "video and matte", total=frames):
+                video.write(frame)
+                yield frame
+
+        with timed(seconds, "matte"):
+            for matte in matter.stream(written(), starts):
+                mattes.write(matte)
+    work.note("video", crops=crops, starts=starts, frames=frames, has_audio=has_audio, seconds=seconds["matte"])
+
+
+def _train_frames(starts: Sequence[int], frames: int, valid: np.ndarray) -> np.ndarray:
+    """Sorted indices of the frames that statistics may use: training frames with a face, or all of them if none has one."""
+    train = np.concatenate([np.arange(a, b) for a, b in make_split(tuple(starts), frames)["train"]])
+    return train[valid[train]] if valid[train].any() else train
+
+
+def _sound(work: _Work, clips: Sequence[dict[str, Any]]) -> bool:
+    """audio.wav, mono 16 bit, every clip exactly as long as its frames; False when no clip has sound."""
+    import soundfile
+
+    tracks = [read_audio_track(c["source"], RATE, c["frames"] / work.config.fps) for c in clips]
+    if all(t is None for t in tracks):
+        _say("the footage has no sound; the subject can be fitted and rendered, but not learn to speak")
+        return False
+    ends = np.round(np.cumsum([c["frames"] for c in clips]) * RATE / work.config.fps).astype(int)
+    samples = np.zeros(ends[-1], np.float32)
+    for track, start, end in zip(tracks, [0, *ends[:-1]], ends):
+        if track is not None:
+            piece = track[: end - start]
+            samples[start : start + len(piece)] = piece
+    with atomic_path(work.folder / "audio.wav") as temporary:
+        soundfile.write(temporary, np.clip(samples, -1, 1), RATE, subtype="PCM_16")
+    return True
+
+
+def _solve(work: _Work) -> None:
+    """track.npz and fit.json: head and torso."""
+    if "track" in work.record():
+        return
+    from recon.matte import background_plate
+    from recon.model import load_model
+    from recon.solve import solve
+    from recon.torso import track_torso
+    from render.video import load_video
+
+    config, record = work.config, work.record()
+    starts, frames = record["video"]["starts"], record["video"]["frames"]
+    with np.load(work.folder / "landmarks.npz") as data:
+        points, valid = data["points"], data["valid"]
+    model, report = load_model(config.model), {}
+    _say(f"solving shape, camera, pose and expression of {frames} frames")
+    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report)
+    error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
+    pictures, mattes = load_video(work.folder / "video.mp4"), load_video(work.folder / "matte.mp4", grey=True)
+    _say("tracking the shoulders and the background")
+    train = _train_frames(starts, frames, valid)
+    torso = track_torso(pictures, mattes, report["projected"][..., 1].max(1), starts, train)
+    seen = train[:: max(1, len(train) // 200)]
+    _write_picture(work.folder / "background.png", background_plate(pictures[seen], mattes[seen]))
+    track = track.replace(torso=torso, meta={**track.meta, "detector": config.detector})
+    track.save(work.folder / "track.npz")
+    detect, matte = record["landmarks"]["seconds"], record["video"]["seconds"]
+    write_json(work.folder / "fit.json", {
+        "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": report["landmark_error_px"],
+        "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "detect_fps": frames / detect,
+        "solve_fps": frames / report["seconds"], "fit_fps": frames / (detect + report["seconds"] + matte),
+        "matte_fps": frames / matte, "notes": record["landmarks"]["notes"]})
+    work.note("track", error=np.nan_to_num(error).round(3).tolist())
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    """(H,W,3) uint8 RGB → PNG, atomically."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+def _pictures(work: _Work) -> None:
+    """overlay.mp4 and curves.png, to look at."""
+    if not work.config.overlay or "pictures" in work.record():
+        return
+    from recon.model import load_model
+    from recon.overlay import write_curves, write_overlay
+
+    track = Track.load(work.folder / "track.npz")
+    with np.load(work.folder / "landmarks.npz") as data:
+        points = data["points"]
+    sound = work.folder / "audio.wav"
+    error = write_overlay(work.folder / "overlay.mp4", read_frames(work.folder / "video.mp4"), track, load_model(work.config.model), points,
+                  audio=sound if sound.exists() else None)
+    write_curves(work.folder / "curves.png", track, np.array(work.record()["track"]["error"]), make_split(track.clip_starts, len(track)))
+    work.note("pictures")
+
+
+def _publish(work: _Work) -> dict[str, Any]:
+    """Move the finished files into place, subject.json last; completes a move that was interrupted, too."""
+    record, out = work.record(), work.out
+    (out / "subject.json").unlink(missing_ok=True)
+    has_audio = record["video"]["has_audio"]
+    for name in FILES:
+        if (work.folder / name).exists():
+            os.replace(work.folder / name, out / name)
+        elif name in ("overlay.mp4", "curves.png") and not work.config.overlay or name == "audio.wav" and not has_audio:
+            (out / name).unlink(missing_ok=True)  # of an earlier fit
+    starts, frames = record["video"]["starts"], record["video"]["frames"]
+    crops = [{"x": x, "y": y, "side": side, "size": work.config.size} for x, y, side in record["video"]["crops"]]
+    clips = [{"source": c["source"], "start": start, "end": end, "crop": crop}
+             for c, start, end, crop in zip(record["landmarks"]["clips"], starts, [*starts[1:], frames], crops)]
+    write_subject(out, {"clips": clips, "crop": crops[0], "split": make_split(tuple(starts), frames), "consent": work.config.consent,
+                        "has_audio": has_audio, "fingerprint": work.fingerprint, "config": work.config.as_dict()})
+    shutil.rmtree(work.folder)
+    return read_json(out / "fit.json")
