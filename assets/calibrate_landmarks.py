@@ -152,34 +152,32 @@ def robust_cost(projected: np.ndarray, detected: np.ndarray, scale: np.ndarray) 
 
 
 def embed(model: MorphableModel, views: list[View], detected: np.ndarray) -> Embedding:
-    """Best surface point of each of the 478 landmarks; detected (views,478,2) px."""
+    """Best surface point of each of the 478 landmarks; detected (views,478,2) px.
+
+    The irises lie on the eyeballs, a little below where they are drawn: the detector puts them nearer to the middle of the lids.
+    """
     r = model.regions
     front = r["skin"] & ~r["ears"] & ~r["mouth_inside"] & (model.mean[:, 2] > -12)
     front |= r["lips"] | r["eyelids"]
-    coarse, fine = surface_samples(model, front, 1), surface_samples(model, front, 6)
-    middle = model.mean[model.faces].mean(1)
     iod = np.array([np.linalg.norm(np.diff(d[[33, 263]], axis=0)) for d in detected])
-    scale = 0.05 * iod
-    sparse = projections(model, coarse, views)
     faces, weights = np.zeros(478, np.int64), np.zeros((478, 3), np.float32)
-    dense = projections(model, fine, views)
-    for j in progress(range(468), "matching", unit="point"):
+    for rows, allowed in ((np.arange(468), front), (np.arange(468, 478), r["eye_left"] | r["eye_right"])):
+        found = _search(model, views, detected[:, rows], 0.05 * iod, surface_samples(model, allowed, 1), fine := surface_samples(model, allowed, 6))
+        found = mirror_average(model, found, fine)
+        faces[rows], weights[rows] = found.faces, found.barycentric
+    return Embedding(faces, weights)
+
+
+def _search(model: MorphableModel, views: list[View], detected: np.ndarray, scale: np.ndarray, coarse: Embedding, fine: Embedding) -> Embedding:
+    """Best of the coarse samples, then the best fine sample within 9 mm of it, for each landmark; detected (views,N,2), scale (views,) px."""
+    middle = model.mean[model.faces].mean(1)
+    sparse, dense = projections(model, coarse, views), projections(model, fine, views)
+    chosen = np.zeros(detected.shape[1], np.int64)
+    for j in progress(range(len(chosen)), "matching", unit="point"):
         best = coarse.faces[robust_cost(sparse, detected[:, j], scale).argmin()]
         near = np.flatnonzero(np.linalg.norm(middle[fine.faces] - middle[best], axis=1) < 9)
-        k = near[robust_cost(dense[:, near], detected[:, j], scale * 0.6).argmin()]
-        faces[j], weights[j] = fine.faces[k], fine.barycentric[k]
-    result = mirror_average(model, Embedding(faces[:468], weights[:468]), fine)
-    faces[:468], weights[:468] = result.faces, result.barycentric
-    for side, name in ((0, "left"), (1, "right")):
-        rows = np.flatnonzero(r[f"eye_{name}"])
-        cardinal = rows[1 + (IRIS_RING - 1) * SEGMENTS + np.arange(4) * SEGMENTS // 4]
-        seen = np.stack([v.camera.project(v.vertices[None, cardinal])[0] for v in views])
-        cost = np.stack([np.median(np.linalg.norm(seen - detected[:, j : j + 1], axis=-1), axis=0) for j in IRIS[name][1:]])
-        for j, vertex in zip(IRIS[name], [rows[0], *cardinal[cost.argmin(1)]]):
-            faces[j] = np.flatnonzero((model.faces == vertex).any(1))[0]
-            weights[j] = model.faces[faces[j]] == vertex
-        assert len(set(cost.argmin(1))) == 4, "two iris points want the same place"
-    return Embedding(faces, weights)
+        chosen[j] = near[robust_cost(dense[:, near], detected[:, j], scale * 0.6).argmin()]
+    return Embedding(fine.faces[chosen], fine.barycentric[chosen])
 
 
 def _signature(model: MorphableModel, points: Embedding) -> np.ndarray:
