@@ -134,6 +134,7 @@ class PoseModel:
             tail = self.states[end : end + overlap]
             goal = scaled[end : end + overlap]
             cost = sum(((scaled[starts + k] - goal[k]) ** 2).sum(1) for k in range(overlap)) / overlap
+            cost += 4.0 * (np.abs(starts - end) < shortest)  # to play on would end in repeating the footage as it is
             window = np.pad(ahead[at : at + need], (0, max(0, need - len(ahead[at : at + need]))), mode="edge") if at < T else ahead[-need:]
             source = self._choose(rng, starts, cost, window, used)
         return out
