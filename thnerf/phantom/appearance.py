@@ -25,7 +25,7 @@ LIPS_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 3
 BROWS = (((70, 63, 105, 66, 107), (46, 53, 52, 65, 55)), ((300, 293, 334, 296, 336), (276, 283, 282, 295, 285)))
 UPPER_LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (263, 466, 388, 387, 386, 385, 384, 398, 362))
 _LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (263, 249, 390, 373, 374, 380, 381, 382, 362))
-_FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
+_JAW = (454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234)
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ def draw_look(identity: int) -> Look:
     azimuth, elevation = rng.choice([-1, 1]) * rng.uniform(0.5, 0.85), rng.uniform(0.45, 0.75)
     direction = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), -np.cos(azimuth) * np.cos(elevation)])
     warmth = float(rng.uniform(-0.06, 0.08))
+    exposure = min(1.0, (0.33 / skin.mean()) ** 0.7)  # fair skin would burn out
     return Look(
         seed=int(identity), skin=skin, melanin=dark, hair=hair, iris=iris, cloth=cloth,
         stripe=linear(_CLOTH[int(rng.integers(0, len(_CLOTH)))]) if rng.random() < 0.35 else None,
         wall=linear(_WALL[int(rng.integers(0, len(_WALL)))]), style=style,
         stubble=float(rng.uniform(0.2, 0.7)) if style in ("crop", "swept") and rng.random() < 0.5 else 0.0,
         freckles=float(rng.random() < 0.4) * (1 - dark), key_direction=direction,
-        key=2.0 * np.array([1 + warmth, 1.0, 1 - 1.4 * warmth]), warmth=warmth)
+        key=2.0 * exposure * np.array([1 + warmth, 1.0, 1 - 1.4 * warmth]), warmth=warmth)
 
 
 def atlas_coordinates(points: np.ndarray, eyes: np.ndarray) -> np.ndarray:
@@ -176,9 +177,8 @@ def _stubble(image: np.ndarray, at: np.ndarray, rng: np.random.Generator, look: 
     import cv2
 
     area = np.zeros((ATLAS_HEIGHT, ATLAS_WIDTH), np.float32)
-    jaw = [i for i in (454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234)]
     inner = (205, 98, 2, 327, 425)
-    cv2.fillPoly(area, [_fixed(np.concatenate([at[jaw] + (0, 14), at[list(inner)]]))], 1.0, cv2.LINE_AA, 4)
+    cv2.fillPoly(area, [_fixed(np.concatenate([at[list(_JAW)] + (0, 14), at[list(inner)]]))], 1.0, cv2.LINE_AA, 4)
     area = cv2.GaussianBlur(area, (0, 0), 9)
     grain = np.clip(0.7 + 0.22 * _noise_image(rng, 0.8), 0, 1)
     shade = (area * grain * look.stubble * 0.6)[..., None]
@@ -227,7 +227,8 @@ def paint_room(look: Look, size: int) -> np.ndarray:
     cv2.rectangle(image, _pixel(frame + 0.13, 0.04, size), _pixel(frame + 0.15, 0.5, size), tuple(look.wall * 0.5), -1)
     for _ in range(26):  # leaves of a plant under the window
         centre = np.array([frame + 0.14, 0.72]) + rng.normal(0, (0.07, 0.08))
-        cv2.ellipse(image, _pixel(*centre, size), (int(14 * s), int(5 * s)), float(rng.uniform(0, 180)), 0, 360, tuple(linear((52, 92, 48)) * rng.uniform(0.5, 1.1)), -1)
+        turn, green = float(rng.uniform(0, 180)), tuple(linear((52, 92, 48)) * rng.uniform(0.5, 1.1))
+        cv2.ellipse(image, _pixel(*centre, size), (int(14 * s), int(5 * s)), turn, 0, 360, green, -1)
     return cv2.GaussianBlur(image, (0, 0), 6.5 * s).astype(np.float32)
 
 

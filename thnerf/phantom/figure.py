@@ -19,14 +19,13 @@ from thnerf.phantom.shading import collar
 SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TONGUE, MOUTH, TEETH_LOWER = range(7)  # skin is cloth below the collar
 _TORSO_CENTRE = np.array([0.0, -260.0, -90.0])  # mm from the eyes, model axes: what the torso's similarity turns and scales about
 
-_DROPS = (("teeth_upper", 2.6, 0.0), ("teeth_lower", 3.2, 11.0), ("tongue", 3.0, 8.0))  # mm, mm per unit of jawOpen
-
 
 @dataclass(frozen=True)
 class Figure:
     """A person ready to be posed.
 
-    neutral (N,3): the identity without expression, mm; faces (F,3), material (F,) int8; rest (V,3): undeformed positions relative to the eyes, for textures; uv (V,2) atlas px;
+    neutral (N,3): the identity without expression, mm; faces (F,3), material (F,) int8; rest (V,3): undeformed
+    positions relative to the eyes, for textures; uv (V,2) atlas px;
     follow (V,): 1 moves with the head … 0 with the torso; bust (B,3): vertices after the head's, in model space;
     cloth_offset (V,3): how far the cloth stands off the skin;
     eye_centres (2,3) and eyes (3,) of this identity. hair in the head frame; brows and lashes are rooted on the skin
@@ -54,9 +53,6 @@ class Figure:
         expression = track.expression[index]
         active = np.flatnonzero(expression)
         local = self.neutral + np.tensordot(expression[active], self.model.expression_basis[active], 1)
-        jaw = float(expression[self.model.expression_names.index("jawOpen")])
-        for name, drop, more in _DROPS:  # the model's teeth sit high and follow the jaw by half: only what shows changes, not the face
-            local[self.model.regions[name], 1] -= drop + more * jaw
         for side, mask in enumerate(self.eye_masks):
             yaw, pitch = track.gaze[index, side]
             turn = FRONTAL @ axis_angle_to_matrix(from_head_angles(np.array([yaw, pitch, 0.0])))
@@ -106,7 +102,8 @@ def _materials(model: MorphableModel) -> np.ndarray:
     """Material of each face of the model (F,) int8."""
     material = np.full(len(model.faces), SKIN, np.int8)
     regions = (
-        ("eye_left", EYE_LEFT), ("eye_right", EYE_RIGHT), ("teeth_upper", TEETH_UPPER), ("teeth_lower", TEETH_LOWER), ("tongue", TONGUE), ("mouth_inside", MOUTH))
+        ("eye_left", EYE_LEFT), ("eye_right", EYE_RIGHT), ("teeth_upper", TEETH_UPPER), ("teeth_lower", TEETH_LOWER),
+        ("tongue", TONGUE), ("mouth_inside", MOUTH))
     for name, value in regions:
         material[model.regions[name][model.faces].all(1)] = value
     return material

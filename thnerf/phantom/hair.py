@@ -32,7 +32,8 @@ class Strands:
     colour: np.ndarray
 
 
-def sample_surface(vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def sample_surface(vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, count: int,
+                   rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """`count` random points on a mesh, density proportional to per-vertex `weight` (V,): (face index (N,), barycentric (N,3))."""
     corner = vertices[faces]
     area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
@@ -42,7 +43,8 @@ def sample_surface(vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, 
     return picked, np.stack([1 - a, a * (1 - b), a * b], -1)
 
 
-def grow_hair(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, rest: np.ndarray, eyes: np.ndarray, mean_eyes: np.ndarray, ears: np.ndarray, look: Look) -> Strands:
+def grow_hair(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, rest: np.ndarray, eyes: np.ndarray,
+              mean_eyes: np.ndarray, ears: np.ndarray, look: Look) -> Strands:
     """Grow the hair of a look on the skin of a head.
 
     vertices, normals (V,3): the neutral head of the identity; faces (F,3): its skin only; rest (V,3): the mean head, on
@@ -148,7 +150,8 @@ def shade_strands(points, outward, light, colour, rotation, translation, key_dir
             sharp, broad = lobe**70, lobe**14
             for k in range(3):
                 ambient = sky[k] * (0.65 + 0.35 * up) * light[s, j]
-                shaded[s, j, k] = colour[s, k] * (key[k] * diffuse * 0.75 + ambient + key[k] * visible * broad * 0.9 * gloss) + key[k] * visible * sharp * 0.045 * gloss
+                tinted = key[k] * diffuse * 0.75 + ambient + key[k] * visible * broad * 0.9 * gloss
+                shaded[s, j, k] = colour[s, k] * tinted + key[k] * visible * sharp * 0.045 * gloss
     return world, shaded
 
 

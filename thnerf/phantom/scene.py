@@ -102,7 +102,8 @@ class Studio:
         rotation = axis_angle_to_matrix(track.rotation[index])
         light = (look.key_direction, look.key, self.sky)
         hair = figure.hair
-        world, colour = shade_strands(hair.points, hair.outward, hair.light, hair.colour, rotation, track.translation[index].astype(np.float64), *light, 1.0)
+        place = (rotation, track.translation[index].astype(np.float64))
+        world, colour = shade_strands(hair.points, hair.outward, hair.light, hair.colour, *place, *light, 1.0)
         draw_strands(world, colour, self.camera.K, image, depth, 0.0, True, 0.75)
         corners, weights, directions = figure.brows
         root = (vertices[corners] * weights[..., None]).sum(1)
@@ -153,7 +154,8 @@ def phantom_frames(track: Track, identity: int, model: MorphableModel | None = N
         yield studio.frame(index)
 
 
-def render_phantom(track: Track, identity: int, out: Path, audio: tuple[np.ndarray, int] | Path | None = None, crf: float = 14, model: MorphableModel | None = None) -> None:
+def render_phantom(track: Track, identity: int, out: Path, audio: tuple[np.ndarray, int] | Path | None = None, crf: float = 14,
+                   model: MorphableModel | None = None) -> None:
     """Render a track with an identity's look to an H.264 mp4, with sound when given. Raises InputError like `phantom_frames`."""
     from render.video import VideoWriter
 
@@ -180,7 +182,8 @@ def utterance(text: str, voice: str, rate: int, fps: float, pitch: int = 50) -> 
     return padded, sample_rate, shifted + [("_", shifted[-1][2], count / sample_rate)]
 
 
-def make_phantom(out: Path, text: str | None = None, seed: int = 0, identity: int = 0, size: int = 256, fps: float = 25, voice: str = "en-us", rate: int = 155) -> dict:
+def make_phantom(out: Path, text: str | None = None, seed: int = 0, identity: int = 0, size: int = 256, fps: float = 25,
+                 voice: str = "en-us", rate: int = 155) -> dict:
     """Make a synthetic talking person in the folder `out`: video.mp4 (with sound), audio.wav, track.npz (exact truth), phantom.json.
 
     seed: of the motion. identity: of the person. Returns {frames, seconds, size, fps, identity, seed, text, video, audio, track}.

@@ -63,8 +63,8 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
     """Shade every covered pixel into `image` (H,W,3) float32 linear RGB, changed in place.
 
     face (H,W), bary (H,W,3): fragments; faces (F,3), material (F,), see figure.py; world, normals, rest (V,3), uv (V,2): per vertex;
-    atlas (768,1024,4); eyes (2,3) eyeball centres in rest space and their radius in eyes[:, 3]; iris (3,); cloth (3,), stripe (4,): colour and 1 when there are stripes; lips (2,): rest y and z between
-    the lips; openness: 0…1 light that gets into the mouth; shadow (S,S) depth seen from the light with light_pose (4,4) and
+    atlas (768,1024,4); eyes (2,3) eyeball centres in rest space and their radius in eyes[:, 3]; iris (3,); cloth (3,), stripe (4,):
+    colour and 1 when there are stripes; lips (2,): rest y and z between the lips; openness: 0…1 light that gets into the mouth; shadow (S,S) depth seen from the light with light_pose (4,4) and
     light_focal px; light (3,) unit vector to the key light; key, sky, ground (3,) linear RGB.
     """
     height, width = face.shape
@@ -132,7 +132,8 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
                     upper = kind == 3
                     tone = _tooth(r[0], behind, r[1], upper)
                     albedo[0], albedo[1], albedo[2] = 0.60 * tone, 0.55 * tone, 0.46 * tone
-                    occlusion, gloss, power = (0.25 + 0.75 * openness) * min(1.0, 1.5 * depth) * (0.95 if upper else 0.66) * np.exp(-max(0.0, abs(r[0]) - 15.0) / 7.0), 0.10, 40.0
+                    occlusion = (0.25 + 0.75 * openness) * min(1.0, 1.5 * depth) * (0.95 if upper else 0.66)
+                    occlusion, gloss, power = occlusion * np.exp(-max(0.0, abs(r[0]) - 15.0) / 7.0), 0.10, 40.0
                 elif kind == 4:
                     albedo[0], albedo[1], albedo[2] = 0.44, 0.15, 0.14
                     occlusion, gloss, power = (0.15 + 0.75 * openness) * depth, 0.06, 20.0

@@ -49,7 +49,8 @@ def speak(text: str, voice: str = "en-us", rate: int = 165, pitch: int = 50) -> 
         raise InputError(done.stderr.decode(errors="replace").strip())
     head, _, wave = done.stdout.partition(b"\n")
     if done.returncode or not head:
-        raise StageError(f"eSpeak NG failed on this text ({done.stderr.decode(errors='replace').strip()[-200:] or 'no message'}); try a shorter one or another voice")
+        reason = done.stderr.decode(errors="replace").strip()[-200:] or "no message"
+        raise StageError(f"eSpeak NG failed on this text ({reason}); try a shorter one or another voice")
     answer = json.loads(head)
     samples = np.frombuffer(wave, "<i2").astype(np.float32) / 32768
     return samples, answer["rate"], _tile(answer["marks"], len(samples), answer["rate"])
