@@ -26,9 +26,8 @@ def posed_vertices(model: MorphableModel, track: Track, index: int) -> np.ndarra
     return vertices @ axis_angle_to_matrix(track.rotation[index]).T.astype(np.float32) + track.translation[index]
 
 
-def draw_mesh(frame: np.ndarray, model: MorphableModel, track: Track, index: int, strength: float = 0.55) -> np.ndarray:
-    """The fitted mesh, shaded and half transparent, on a frame (H,W,3) uint8 of the track's size; a new array."""
-    vertices = posed_vertices(model, track, index)
+def draw_mesh(frame: np.ndarray, vertices: np.ndarray, model: MorphableModel, track: Track, index: int, strength: float = 0.55) -> np.ndarray:
+    """Posed vertices (V,3), shaded and half transparent, on a frame (H,W,3) uint8 of the track's size; a new array."""
     fragments = rasterise(vertices, model.faces, track.camera, frame=index)
     hit = fragments.face >= 0
     normals = vertex_normals(vertices, model.faces)
@@ -50,13 +49,24 @@ def draw_points(frame: np.ndarray, points: np.ndarray, colour: tuple[int, int, i
 
 
 def write_overlay(path: Path, frames: Iterable[np.ndarray], track: Track, model: MorphableModel, points: np.ndarray,
-                  audio: Path | None = None) -> None:
-    """overlay.mp4: clean frame, landmarks, mesh, side by side. frames as of the track; points (T,N,2) px, NaN where none."""
+                  audio: Path | None = None) -> np.ndarray:
+    """overlay.mp4: clean frame, landmarks, mesh, side by side. frames as of the track; points (T,N,2) px, NaN where none.
+
+    Returns the median distance (T,) px between the mesh's landmarks and the points, NaN where there are none.
+    """
     width, height = track.camera.width, track.camera.height
+    scheme = "mediapipe478" if points.shape[1] == 478 else "ibug68"
+    error = np.full(len(track), np.nan)
     with VideoWriter(path, 3 * width, height, track.fps, audio=audio, crf=20) as writer:
         for index, frame in enumerate(progress(frames, "overlay", total=len(track))):
-            mesh = draw_mesh(frame, model, track, index) if track.valid[index] else frame // 3
+            mesh = frame // 3
+            if track.valid[index]:
+                vertices = posed_vertices(model, track, index)
+                seen = track.camera.at(slice(index, index + 1)).project(model.points(vertices, scheme)[None])[0]
+                error[index] = np.median(np.linalg.norm(seen - points[index], axis=-1))
+                mesh = draw_mesh(frame, vertices, model, track, index)
             writer.write(np.hstack([frame, draw_points(frame.copy(), points[index]), mesh]))
+    return error
 
 
 def write_curves(path: Path, track: Track, error: np.ndarray, split: dict[str, Sequence[Sequence[int]]] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from recon.model import DEFAULT_MODEL, MorphableModel, load_model
 from recon.track import Track
 from render.files import InputError, read_json, write_json
 
@@ -59,6 +60,14 @@ class Subject:
     def track(self) -> Track:
         """The fitted track, all clips."""
         return Track.load(self.track_path)
+
+    @cached_property
+    def model(self) -> MorphableModel:
+        """The face model that the track's coefficients belong to. Raises InputError when its file has gone or is another model."""
+        model = load_model(self.info.get("config", {}).get("model", DEFAULT_MODEL))
+        if model.model_id != self.track.model_id:
+            raise InputError(f"{self.track_path} belongs to the face model {self.track.model_id}, not {model.model_id}; run thnerf fit again")
+        return model
 
     @property
     def has_audio(self) -> bool:

@@ -114,13 +114,11 @@ def lip_metric(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
 
     Falls back to plain coefficients, with jawOpen as the gap, when the subject's face model is not at hand.
     """
-    from recon.model import DEFAULT_MODEL, load_model
-
     track = subject.track
     columns = speech_columns(track.expression_names)
     names = [track.expression_names[i] for i in columns]
     try:
-        model = load_model(subject.info.get("model", DEFAULT_MODEL))
+        model = subject.model
     except InputError:
         model = None
     if model is None or model.expression_names != track.expression_names or "mediapipe478" not in model.landmarks:
