@@ -23,7 +23,7 @@ _EMPTY = np.float32(-1)
 
 @dataclass(frozen=True)
 class Volume:
-    """Where there is something to see: a box (lower, upper (3,) float32), its inscribed ellipsoid if `round`, and occupancy (G,G,G) bool.
+    """Where there is something to see: a box (lower, upper (3,) float32) and its occupancy (G,G,G) bool.
 
     Occupancy is indexed [x, y, z] over the box. step: distance between samples, in the units of the box.
     density_unit: the length that densities are per.
@@ -33,7 +33,6 @@ class Volume:
     upper: np.ndarray
     occupancy: np.ndarray
     step: float
-    round: bool = True
     density_unit: float = 1.0
 
     @property
@@ -56,17 +55,8 @@ class Samples:
 
 
 @nb.njit(cache=True, fastmath=True)
-def clip_ray(ox, oy, oz, dx, dy, dz, is_round):
-    """Entry and exit of a ray (unit-cube coordinates) in the cube or its inscribed ball; exit < entry on a miss."""
-    if is_round:
-        qx, qy, qz = np.float32(2) * ox - np.float32(1), np.float32(2) * oy - np.float32(1), np.float32(2) * oz - np.float32(1)
-        ex, ey, ez = np.float32(2) * dx, np.float32(2) * dy, np.float32(2) * dz
-        a, b, c = ex * ex + ey * ey + ez * ez, qx * ex + qy * ey + qz * ez, qx * qx + qy * qy + qz * qz - np.float32(1)
-        root = b * b - a * c
-        if root <= 0:
-            return np.float32(0), _EMPTY
-        root = np.float32(math.sqrt(root))
-        return max((-b - root) / a, np.float32(0)), (-b + root) / a
+def clip_ray(ox, oy, oz, dx, dy, dz):
+    """Entry and exit of a ray in the unit cube; exit < entry on a miss."""
     near, far = np.float32(0), np.float32(1e30)
     for o, d in ((ox, dx), (oy, dy), (oz, dz)):
         if abs(d) < np.float32(1e-12):
@@ -79,12 +69,12 @@ def clip_ray(ox, oy, oz, dx, dy, dz, is_round):
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True)
-def _march(origins, directions, jitter, occupancy, step, is_round, limit, times, counts):
+def _march(origins, directions, jitter, occupancy, step, limit, times, counts):
     G = occupancy.shape[0]
     for i in nb.prange(origins.shape[0]):
         ox, oy, oz = origins[i, 0], origins[i, 1], origins[i, 2]
         dx, dy, dz = directions[i, 0], directions[i, 1], directions[i, 2]
-        t, far = clip_ray(ox, oy, oz, dx, dy, dz, is_round)
+        t, far = clip_ray(ox, oy, oz, dx, dy, dz)
         t += jitter[i] * step[i]
         c = 0
         while t < far and c < limit:
@@ -117,7 +107,7 @@ def march(origins: np.ndarray, directions: np.ndarray, volume: Volume, jitter: n
     step = (volume.step / np.linalg.norm(directions, axis=1)).astype(np.float32)
     start = np.broadcast_to(np.asarray(jitter, np.float32), (len(o),)).copy()
     times, counts = np.empty((len(o), limit), np.float32), np.zeros(len(o), np.int64)
-    _march(o, d, start, volume.occupancy, step, volume.round, limit, times, counts)
+    _march(o, d, start, volume.occupancy, step, limit, times, counts)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     positions, ray = np.empty((offsets[-1], 3), np.float32), np.empty(offsets[-1], np.int32)
     _pack(o, d, times, offsets, positions, ray)

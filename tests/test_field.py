@@ -12,7 +12,8 @@ def toy_volume():
     model = toy_model()
     opened = model.vertices(np.zeros(1), np.eye(len(NAMES))[:1])
     meshes = np.concatenate([model.mean[None], opened])
-    return (*head_volume(meshes, model.faces, 25.0, -90.0, 64, 4.5), meshes)
+    jaws = model.points(meshes, "ibug68")[:, :17]
+    return (*head_volume(meshes, model.faces, jaws, 25.0, 64, 4.5), meshes)
 
 
 def cells(volume, points: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -22,9 +23,11 @@ def cells(volume, points: np.ndarray) -> tuple[np.ndarray, ...]:
 def test_shell_holds_the_visible_surface_of_every_expression() -> None:
     volume, _, meshes = toy_volume()
     for vertices in meshes:
-        front = vertices[vertices[:, 2] > 20]
+        chin = toy_model().points(vertices, "ibug68")[8]
+        front = vertices[(vertices[:, 2] > chin[2]) & (vertices[:, 1] > chin[1])]
         assert volume.occupancy[cells(volume, front)].all()
     assert not volume.occupancy[cells(volume, np.array([[0.0, 0, -20]]))].any()  # the unseen inside
+    assert not volume.occupancy[cells(volume, np.array([[0.0, -95, -10]]))].any()  # the neck
     assert 0.01 < volume.occupancy.mean() < 0.4
 
 

@@ -15,19 +15,16 @@ def rays(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return origins.astype(np.float32), (rng.uniform(LOWER, UPPER, (count, 3)) - origins).astype(np.float32)
 
 
-@pytest.mark.parametrize("is_round", [False, True])
-def test_samples_lie_in_occupied_cells_and_bound(is_round: bool) -> None:
+def test_samples_lie_in_occupied_cells() -> None:
     grid = np.random.default_rng(1).random((8, 8, 8)) < 0.4
-    samples = march(*rays(300), Volume(LOWER, UPPER, grid, 0.3, is_round), limit=200)
+    samples = march(*rays(300), Volume(LOWER, UPPER, grid, 0.3), limit=200)
     cell = np.minimum((samples.positions * 8).astype(int), 7)
     assert len(cell) > 500 and grid[tuple(cell.T)].mean() > 0.999
-    radius = np.linalg.norm(samples.positions * 2 - 1, axis=1)
-    assert (radius.max() <= 1.001) == is_round
     assert np.array_equal(samples.ray, np.repeat(np.arange(300), np.diff(samples.offsets)))
 
 
 def test_full_box_is_sampled_once_a_step_along_the_chord() -> None:
-    volume = Volume(LOWER, UPPER, np.ones((4, 4, 4), bool), 0.01, False)
+    volume = Volume(LOWER, UPPER, np.ones((4, 4, 4), bool), 0.01)
     origins = np.array([[0, 1, -5.0], [9, 9, -5]], np.float32)
     samples = march(origins, np.array([[0, 0, 2.0], [0, 0, 2.0]], np.float32), volume, limit=2000)
     assert abs(samples.offsets[1] - 800) <= 1 and samples.offsets[2] == samples.offsets[1]  # 8 long; the other ray misses
@@ -55,7 +52,7 @@ def test_composite_equals_reference_with_gradients() -> None:
 
 
 def test_homogeneous_medium_follows_beer_lambert() -> None:
-    volume = Volume(LOWER, UPPER, np.ones((2, 2, 2), bool), 0.2, False)
+    volume = Volume(LOWER, UPPER, np.ones((2, 2, 2), bool), 0.2)
     constant = lambda x: (torch.full((len(x),), 0.2), torch.ones(len(x), 3))  # noqa: E731
     colour, opacity = render_rays(np.array([[0, 1, -5.0]], np.float32), np.array([[0, 0, 1.0]], np.float32), volume, constant)
     assert float(opacity) == pytest.approx(1 - np.exp(-0.2 * 8), abs=0.01)

@@ -22,7 +22,7 @@ class FieldConfig:
     """Grid points of the coarsest level along an axis."""
     finest_resolution: int = 256
     """Grid points of the finest level."""
-    width: int = 64
+    width: int = 32
     """Hidden width of the network behind the grid (a multiple of 4)."""
     expression_modes: int = 11
     """Principal modes of expression that blend a table of their own; blinks and gaze have theirs besides."""
@@ -124,6 +124,8 @@ class TrainConfig:
     """The head."""
     torso: TorsoConfig = field(default_factory=TorsoConfig)
     """The shoulders."""
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    """The speech-to-motion network."""
 
     def check(self) -> None:
         """Raise InputError for settings that cannot be trained."""

@@ -18,19 +18,21 @@ PRIOR = 3.0
 UNIT_MM = 100.0  # densities are per this length
 
 
-def head_volume(meshes: np.ndarray, faces: np.ndarray, eyes_y: float, chin_y: float, cells: int, step_mm: float) -> tuple[Volume, np.ndarray]:
+def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y: float, cells: int, step_mm: float) -> tuple[Volume, np.ndarray]:
     """The shell around a head and its density prior.
 
-    meshes (N,V,3) mm: the subject's head in several expressions, the first one typical. faces (F,3).
-    eyes_y, chin_y: height of the eyes and the chin, mm. Returns the volume and prior (cells³) float32, which is
-    +PRIOR inside the typical mesh and −PRIOR outside, with a soft border.
+    meshes (N,V,3) mm: the subject's head in several expressions, the first one typical. faces (F,3). jaws (N,17,3): jaw
+    lines from ear to ear by the chin (iBUG 1–17). eyes_y: height of the eyes, mm. Returns the volume and prior (cells³)
+    float32, which is +PRIOR inside the typical mesh and −PRIOR outside, with a soft border. The shell ends under the
+    jaw: a collar hides the neck, which therefore belongs to the torso's layer.
     """
+    chin_y = jaws[0, 8, 1]
     face_height = eyes_y - chin_y
     points = meshes[0]
     in_face = points[(points[:, 1] > chin_y) & (points[:, 1] < eyes_y + 0.5 * face_height)]
     low, high = in_face.min(0), in_face.max(0)
     centre_x, half = (low[0] + high[0]) / 2, (high[0] - low[0]) / 2
-    lower = np.array([centre_x - 1.35 * half, chin_y - 0.65 * face_height, high[2] - 1.6 * face_height], np.float32)
+    lower = np.array([centre_x - 1.35 * half, jaws[:, 8, 1].min() - 0.2 * face_height, high[2] - 1.6 * face_height], np.float32)
     upper = np.array([centre_x + 1.35 * half, eyes_y + 1.35 * face_height, high[2] + 0.15 * face_height], np.float32)
     surface = np.zeros((len(meshes),) + (cells,) * 3, bool)
     for grid, vertices in zip(surface, meshes):
@@ -46,7 +48,16 @@ def head_volume(meshes: np.ndarray, faces: np.ndarray, eyes_y: float, chin_y: fl
         front = np.minimum.reduce([_shift(front, i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
     z = np.arange(cells)
     shell &= (z > front[:, :, None] - 4) | (front[:, :, None] >= cells)
+    shell &= y[:, None] > _under_jaw(jaws, lower[2] + (z + 0.5) * extent[2]) - 0.1 * face_height
     return Volume(lower, upper, shell, step_mm, density_unit=UNIT_MM), prior
+
+
+def _under_jaw(jaws: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Height (G,) of the underside of the jaw at depths z (G,): the line from the lowest chin through the corners of the jaw."""
+    chin = jaws[jaws[:, 8, 1].argmin(), 8]
+    corner = jaws[0, [4, 12]].mean(0)
+    slope = np.clip((corner[1] - chin[1]) / min(corner[2] - chin[2], -1e-3), -2, 0)
+    return chin[1] + slope * (np.minimum(z, chin[2]) - chin[2])
 
 
 def _rasterise_surface(grid: np.ndarray, vertices: np.ndarray, faces: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:

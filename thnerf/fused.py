@@ -145,7 +145,7 @@ def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, 
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, is_round, occupancy, prior, grid, table, layers, colour, opacity):
+def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, layers, colour, opacity):
     """Render one tile; see `render_head`."""
     scales, resolutions, entries, hashed, offsets = grid
     w1, b1, w2, b2, w3, b3 = layers
@@ -161,7 +161,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             length += d * d
             direction[i, k] = d / extent[k]
         step[i] = step_length / np.float32(math.sqrt(length))
-        near, far = clip_ray(origin[0], origin[1], origin[2], direction[i, 0], direction[i, 1], direction[i, 2], is_round)
+        near, far = clip_ray(origin[0], origin[1], origin[2], direction[i, 0], direction[i, 1], direction[i, 2])
         if far > near and u < width and v < height:
             time[i], end[i] = near + _HALF * step[i], far
             alive[count] = i
@@ -208,7 +208,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def render_head(order, origin, matrix, extent, step_length, optical_step, stop, is_round, occupancy, prior, grid, table, layers, colour, opacity):
+def render_head(order, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, layers, colour, opacity):
     """Render the head layer: colour (H,W,3) premultiplied, opacity (H,W).
 
     order: tiles in the order they are begun. origin (3,): camera in the unit cube; matrix (3,3) turns (u, v, 1) px into
@@ -218,7 +218,7 @@ def render_head(order, origin, matrix, extent, step_length, optical_step, stop, 
     height, width = opacity.shape
     across = (width + TILE - 1) // TILE
     for k in nb.prange(len(order)):
-        _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, stop, is_round,
+        _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, stop,
               occupancy, prior, grid, table, layers, colour, opacity)
 
 

@@ -84,7 +84,7 @@ class HeadRenderer:
         fused.render_head(
             self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
             (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step),
-            np.float32(STOP), volume.round, volume.occupancy, self._prior, _grid(avatar.layout), table, self._head_layers, colour, opacity)
+            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, self._head_layers, colour, opacity)
         return colour, opacity
 
     def _render_torso(self, part: Track, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

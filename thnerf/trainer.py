@@ -161,8 +161,8 @@ class Trainer:
 def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -> Trainer:
     """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed."""
     meshes = typical_meshes(data.track, data.index, model)
-    points = model.points(meshes[0], "ibug68")
-    volume, prior = head_volume(meshes, model.faces, float(points[36:48, 1].mean()), float(points[8, 1]), config.head.occupancy, config.head.step_mm)
+    points = model.points(meshes, "ibug68")
+    volume, prior = head_volume(meshes, model.faces, points[:, :17], float(points[0, 36:48, 1].mean()), config.head.occupancy, config.head.step_mm)
     return Trainer(data, Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed), config)
 
 
@@ -178,10 +178,7 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     folder = subject.run(config.run)
     if _already_finished(folder, config):
         return folder
-    if model is None:
-        from recon.model import load_model
-
-        model = load_model(subject.track.model_id)
+    model = model or subject.model
     data = load_training_set(subject, model, config.head.expression_modes, config.max_frames)
     state = folder / "state.safetensors"
     trainer = Trainer.resume(data, config, state) if state.exists() else new_trainer(data, model, config)
@@ -189,11 +186,25 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
         print(f"resuming {config.run!r} at step {trainer.steps} ({trainer.elapsed:.0f} s)", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / "config.yaml")
+    _train_motion(subject, folder, config)
     _run(trainer, folder, started - trainer.elapsed)
     trainer.avatar.save(folder / "field.safetensors", finished="1", steps=trainer.steps, seconds=f"{trainer.elapsed:.1f}")
     write_preview(trainer, folder / "preview.png")
     state.unlink(missing_ok=True)
     return folder
+
+
+def _train_motion(subject: Subject, folder: Path, config: TrainConfig) -> None:
+    """Train the speech-to-motion network within its share of the time, or say why not."""
+    if not subject.has_audio:
+        print("no sound in this footage: the speech-to-motion network is skipped, the run renders from tracks only", file=sys.stderr)
+        return
+    from thnerf.motion import train_motion
+
+    try:
+        train_motion(subject, folder, config.motion, seconds=config.motion_share * config.minutes * 60)
+    except InputError as error:
+        print(f"the speech-to-motion network is skipped: {error}", file=sys.stderr)
 
 
 def _already_finished(folder: Path, config: TrainConfig) -> bool:
