@@ -45,8 +45,8 @@ def _shadow(shadow, x, y, z):
 
 
 @numba.njit(cache=True)
-def _tooth(x, z, y, upper):
-    """Shade of a tooth surface at rest position (mm from the eyes' midpoint, z from the arch's front): gaps between teeth, gum."""
+def _tooth(x, upper):
+    """Tone of a tooth x mm from the middle of the arch: darker in the gaps between teeth and towards the back."""
     arc = abs(x) * (1 + 0.35 * min(1.0, abs(x) / 26.0))
     edges = (0.0, 8.6, 15.4, 23.0, 30.0, 37.0) if upper else (0.0, 5.4, 11.2, 18.0, 25.0, 32.0)
     gap, low = 10.0, 0.0
@@ -57,6 +57,55 @@ def _tooth(x, z, y, upper):
     return 1.0 - 0.38 * np.exp(-((gap / 0.38) ** 2)) - 0.004 * low
 
 
+@numba.njit(cache=True)
+def _eye(r, eye, iris, side, albedo):
+    """Fill `albedo` of an eyeball at rest position r (3,): eye (4,) its centre and radius. Returns (occlusion, gloss, gloss power)."""
+    ex, ey, ez = r[0] - eye[0], r[1] - eye[1], r[2] - eye[2]
+    norm = 1.0 / np.sqrt(ex * ex + ey * ey + ez * ez)
+    ex, ey, ez = ex * norm, ey * norm, ez * norm
+    radius = np.sqrt(ex * ex + ey * ey) * eye[3] if ez > 0 else 99.0  # mm from the axis
+    white = 0.60 - 0.012 * max(0.0, radius - 6)
+    albedo[0], albedo[1], albedo[2] = white, white * 0.93, white * 0.90
+    spokes = 0.75 + 0.5 * _hash(int((np.arctan2(ey, ex) + 4) * 14), side - 1, 5)
+    ring = min(1.0, max(0.0, (6.2 - radius) / 0.8))
+    for k in range(3):
+        colour = iris[k] * spokes * (1.25 if radius < 3.4 else 0.9) * min(1.0, max(0.25, (6.1 - radius) / 1.4))
+        if radius < 2.3:
+            colour *= max(0.0, (radius - 1.9) / 0.4)
+        albedo[k] = albedo[k] * (1 - ring) + colour * ring
+    return 0.62 + 0.38 * min(1.0, max(0.0, (5.6 - ey * eye[3]) / 5.0)), 1.3, 320.0  # in the upper lid's shade
+
+
+@numba.njit(cache=True)
+def _mouth(r, kind, lips, openness, albedo):
+    """Fill `albedo` of teeth, tongue or the mouth's lining at rest position r (3,). Returns (occlusion, gloss, gloss power)."""
+    behind = max(0.0, lips[1] - r[2])
+    depth = np.exp(-behind / (10 + 16 * openness))
+    if kind == 3 or kind == 6:
+        upper = kind == 3
+        tone = _tooth(r[0], upper)
+        albedo[0], albedo[1], albedo[2] = 0.60 * tone, 0.55 * tone, 0.46 * tone
+        occlusion = (0.25 + 0.75 * openness) * min(1.0, 1.5 * depth) * (0.95 if upper else 0.66)
+        return occlusion * np.exp(-max(0.0, abs(r[0]) - 15.0) / 7.0), 0.10, 40.0
+    if kind == 4:
+        albedo[0], albedo[1], albedo[2] = 0.44, 0.15, 0.14
+        return (0.15 + 0.75 * openness) * depth, 0.06, 20.0
+    albedo[0], albedo[1], albedo[2] = 0.26, 0.07, 0.065
+    return (0.22 + 0.45 * openness) * depth * depth, 0.0, 20.0
+
+
+@numba.njit(cache=True)
+def _cloth(r, bare, cloth, stripe, albedo):
+    """Fill `albedo` of the jumper at rest position r (3,), `bare` mm from its collar (negative): weave, ribbed collar, stripes."""
+    weave = 0.90 + 0.14 * _hash(int(r[0] * 1.6 + 4000), int(r[1] * 1.6 + 4000), int(r[2] * 0.8 + 4000))
+    rib = 0.0
+    if bare > -15:  # the band of the collar
+        rib = -0.4 if bare < -13.8 else 0.16 * np.sin(np.arctan2(r[0], r[2] + 75) * 95)
+    striped = stripe[3] > 0 and bare < -22 and (r[1] + 4000) % 26 < 9
+    for k in range(3):
+        albedo[k] = (stripe[k] if striped else cloth[k]) * (weave + rib)
+
+
 @numba.njit(parallel=True, cache=True)
 def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, iris, cloth, stripe, lips, openness,
           shadow, light_pose, light_focal, light, key, sky, ground, image):
@@ -64,8 +113,8 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
 
     face (H,W), bary (H,W,3): fragments; faces (F,3), material (F,), see figure.py; world, normals, rest (V,3), uv (V,2): per vertex;
     atlas (768,1024,4); eyes (2,3) eyeball centres in rest space and their radius in eyes[:, 3]; iris (3,); cloth (3,), stripe (4,):
-    colour and 1 when there are stripes; lips (2,): rest y and z between the lips; openness: 0…1 light that gets into the mouth; shadow (S,S) depth seen from the light with light_pose (4,4) and
-    light_focal px; light (3,) unit vector to the key light; key, sky, ground (3,) linear RGB.
+    colour and 1 when there are stripes; lips (2,): rest y and z between the lips; openness: 0…1 light that gets
+    into the mouth; shadow (S,S) depth seen from the light with light_pose (4,4) and light_focal px; light (3,) unit vector to the key light; key, sky, ground (3,) linear RGB.
     """
     height, width = face.shape
     for row in numba.prange(height):
@@ -109,47 +158,11 @@ def shade(face, bary, faces, material, world, normals, rest, uv, atlas, eyes, ir
                 if abs(r[0]) < 24 and abs(r[1] - lips[0]) < 9 and behind > 3:
                     occlusion = 1.0 / (1 + max(0.0, behind - 3) * 0.12)
             elif kind == 1 or kind == 2:
-                side = kind - 1
-                ex, ey, ez = r[0] - eyes[side, 0], r[1] - eyes[side, 1], r[2] - eyes[side, 2]
-                norm = 1.0 / np.sqrt(ex * ex + ey * ey + ez * ez)
-                ex, ey, ez = ex * norm, ey * norm, ez * norm
-                radius = np.sqrt(ex * ex + ey * ey) * eyes[side, 3] if ez > 0 else 99.0  # mm from the axis
-                white = 0.60 - 0.012 * max(0.0, radius - 6)
-                albedo[0], albedo[1], albedo[2] = white, white * 0.93, white * 0.90
-                spokes = 0.75 + 0.5 * _hash(int((np.arctan2(ey, ex) + 4) * 14), side, 5)
-                ring = min(1.0, max(0.0, (6.2 - radius) / 0.8))
-                for k in range(3):
-                    colour = iris[k] * spokes * (1.25 if radius < 3.4 else 0.9) * min(1.0, max(0.25, (6.1 - radius) / 1.4))
-                    if radius < 2.3:
-                        colour *= max(0.0, (radius - 1.9) / 0.4)
-                    albedo[k] = albedo[k] * (1 - ring) + colour * ring
-                occlusion = 0.62 + 0.38 * min(1.0, max(0.0, (5.6 - ey * eyes[side, 3]) / 5.0))  # the upper lid's shade
-                gloss, power = 1.3, 320.0
+                occlusion, gloss, power = _eye(r, eyes[kind - 1], iris, kind, albedo)
             elif kind >= 3:
-                behind = max(0.0, lips[1] - r[2])
-                depth = np.exp(-behind / (10 + 16 * openness))
-                if kind == 3 or kind == 6:
-                    upper = kind == 3
-                    tone = _tooth(r[0], behind, r[1], upper)
-                    albedo[0], albedo[1], albedo[2] = 0.60 * tone, 0.55 * tone, 0.46 * tone
-                    occlusion = (0.25 + 0.75 * openness) * min(1.0, 1.5 * depth) * (0.95 if upper else 0.66)
-                    occlusion, gloss, power = occlusion * np.exp(-max(0.0, abs(r[0]) - 15.0) / 7.0), 0.10, 40.0
-                elif kind == 4:
-                    albedo[0], albedo[1], albedo[2] = 0.44, 0.15, 0.14
-                    occlusion, gloss, power = (0.15 + 0.75 * openness) * depth, 0.06, 20.0
-                else:
-                    albedo[0], albedo[1], albedo[2] = 0.26, 0.07, 0.065
-                    occlusion = (0.22 + 0.45 * openness) * depth * depth
+                occlusion, gloss, power = _mouth(r, kind, lips, openness, albedo)
             else:
-                weave = 0.90 + 0.14 * _hash(int(r[0] * 1.6 + 4000), int(r[1] * 1.6 + 4000), int(r[2] * 0.8 + 4000))
-                rib = 0.0
-                if bare > -15:  # the ribbed band of the collar
-                    rib = 0.16 * np.sin(np.arctan2(r[0], r[2] + 75) * 95)
-                    if bare < -13.8:
-                        rib = -0.4
-                striped = stripe[3] > 0 and bare < -22 and (r[1] + 4000) % 26 < 9
-                for k in range(3):
-                    albedo[k] = (stripe[k] if striped else cloth[k]) * (weave + rib)
+                _cloth(r, bare, cloth, stripe, albedo)
                 soft = 0.3
             lx = light_pose[0, 0] * p[0] + light_pose[0, 1] * p[1] + light_pose[0, 2] * p[2] + light_pose[0, 3]
             ly = light_pose[1, 0] * p[0] + light_pose[1, 1] * p[1] + light_pose[1, 2] * p[2] + light_pose[1, 3]
