@@ -8,6 +8,7 @@ i / 25 to (i + 1) / 25, is centred on feature frame 4 i + 2. All levels are dB r
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterable, Iterator
@@ -29,6 +30,8 @@ QUIET = -70.0
 """A file whose speech level is below this (dB re full scale) is taken as silent rather than amplified."""
 SPAN = 55.0
 """`normalised` keeps this many dB below the speech level; what is quieter is zero."""
+PAUSE, REST = 0.3, 1.0
+"""Seconds of silence after which a mouth may close, and after which it does."""
 _HOP = RATE // FEATURE_RATE
 _FFT = 1024
 _BLOCK = 1 << 18
@@ -224,3 +227,51 @@ def _without_short_runs(mask: np.ndarray, value: bool, length: int) -> np.ndarra
         if mask[a] == value and b - a < length and (a > 0 or b < len(mask)):
             mask[a:b] = not value
     return mask
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A sound, as the networks see it: features (4 T + 1, bands), activity (T,) of the voice, pause and rest (T,) from 0 to 1.
+
+    In a rest (a long pause) the mouth is closed; in a short pause only as far as this subject does that, who may be drawing breath.
+    """
+
+    features: np.ndarray
+    pause: np.ndarray
+    rest: np.ndarray
+    activity: np.ndarray
+
+
+def hear(samples: np.ndarray, fps: float, frames: int) -> Heard:
+    """Listen to mono samples at RATE for `frames` video frames at fps; frame i is shown from i / fps to (i + 1) / fps."""
+    mel = log_mel(samples)
+    level = speech_level(mel)
+    silent = silence_mask(mel, level)
+    loud = np.clip((loudness(mel) - level + 30) / 40, 0, 1.2) * ~silent
+    curves = [_smooth(_pauses(silent, PAUSE), 0.16), _smooth(_pauses(silent, REST), 0.16), _smooth(loud, 0.3)]
+    middle = (np.arange(frames) + 0.5) / fps * FEATURE_RATE
+    grid = np.arange(len(mel))
+    at = np.arange(4 * frames + 1) * (FEATURE_RATE / (4 * fps))
+    x = normalised(mel, level)
+    if not np.allclose(at, np.arange(len(at))):
+        low = np.clip(at.astype(int), 0, max(len(x) - 2, 0))
+        x = x[low] + np.clip(at - low, 0, 1)[:, None].astype(np.float32) * (x[np.minimum(low + 1, len(x) - 1)] - x[low])
+    x = np.pad(x[: len(at)], ((0, max(0, len(at) - len(x))), (0, 0)), mode="edge")
+    return Heard(x.astype(np.float32), *(np.interp(middle, grid, c).astype(np.float32) for c in curves))
+
+
+def _pauses(silent: np.ndarray, shortest: float) -> np.ndarray:
+    """Silences of at least `shortest` seconds, less the moments in which lips still close and already open (they lead the sound)."""
+    out = np.zeros(len(silent))
+    edges = np.r_[0, np.flatnonzero(np.diff(silent)) + 1, len(silent)]
+    for a, b in zip(edges, edges[1:]):
+        if silent[a] and (b - a >= shortest * FEATURE_RATE or b - a == len(silent)):
+            out[a + 6 if a else 0 : b - 10 if b < len(silent) else b] = 1
+    return out
+
+
+def _smooth(x: np.ndarray, seconds: float) -> np.ndarray:
+    """Moving Hann average over `seconds` at the feature rate."""
+    n = int(seconds * FEATURE_RATE) // 2
+    kernel = np.hanning(2 * n + 3)[1:-1]
+    return np.convolve(np.pad(x, n, mode="edge"), kernel / kernel.sum(), "valid")

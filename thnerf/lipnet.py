@@ -102,7 +102,8 @@ class Batches:
         self.generator = torch.Generator().manual_seed(seed)
         self.window, self.left, self.right, self.noise = window, net.left, net.right, noise
         before, after = int(1.2 * self.left) + 8, int(1.2 * (4 * window + self.right)) + 8
-        self.features = np.concatenate([np.pad(s.features[: 4 * len(s)], ((before, after), (0, 0)), mode="edge") for s in stretches]).astype(np.float32)
+        padded = [np.pad(s.features[: 4 * len(s)], ((before, after), (0, 0)), mode="edge") for s in stretches]
+        self.features = np.concatenate(padded).astype(np.float32)
         frames = math.ceil(1.2 * window) + 4
         pad = lambda x: np.pad(x, ((0, frames),) + ((0, 0),) * (x.ndim - 1))  # noqa: E731 - padded frames have mask 0
         self.targets = np.concatenate([pad(s.targets) for s in stretches]).astype(np.float32)

@@ -30,55 +30,6 @@ from thnerf.pose import Layout, PoseModel, fit_pose, sampled_columns, source_sta
 VERSION = 1
 FILE = "motion.safetensors"
 _INNER_LIPS = (13, 14)  # MediaPipe landmarks: middle of the upper and of the lower inner lip
-_PAUSE, _REST = 0.3, 1.0  # s of silence after which the mouth may close, and does
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A sound, as the networks see it: features (4 T + 1, bands), activity (T,) of the voice, pause and rest (T,) from 0 to 1.
-
-    In a rest (a long pause) the mouth is closed; in a short pause only as far as this subject does that, who may be drawing breath.
-    """
-
-    features: np.ndarray
-    pause: np.ndarray
-    rest: np.ndarray
-    activity: np.ndarray
-
-
-def hear(samples: np.ndarray, fps: float, frames: int) -> Heard:
-    """Features of mono samples at audio.RATE for `frames` video frames at fps; frame i is shown from i / fps to (i + 1) / fps."""
-    mel = audio.log_mel(samples)
-    level = audio.speech_level(mel)
-    silent = audio.silence_mask(mel, level)
-    loud = np.clip((audio.loudness(mel) - level + 30) / 40, 0, 1.2) * ~silent
-    curves = [_smooth(_pauses(silent, _PAUSE), 0.16), _smooth(_pauses(silent, _REST), 0.16), _smooth(loud, 0.3)]
-    middle = (np.arange(frames) + 0.5) / fps * audio.FEATURE_RATE
-    grid = np.arange(len(mel))
-    at = np.arange(4 * frames + 1) * (audio.FEATURE_RATE / (4 * fps))
-    x = audio.normalised(mel, level)
-    if not np.allclose(at, np.arange(len(at))):
-        low = np.clip(at.astype(int), 0, max(len(x) - 2, 0))
-        x = x[low] + np.clip(at - low, 0, 1)[:, None].astype(np.float32) * (x[np.minimum(low + 1, len(x) - 1)] - x[low])
-    x = np.pad(x[: len(at)], ((0, max(0, len(at) - len(x))), (0, 0)), mode="edge")
-    return Heard(x.astype(np.float32), *(np.interp(middle, grid, c).astype(np.float32) for c in curves))
-
-
-def _pauses(silent: np.ndarray, shortest: float) -> np.ndarray:
-    """Silences of at least `shortest` seconds, less the moments in which lips still close and already open (they lead the sound)."""
-    out = np.zeros(len(silent))
-    edges = np.r_[0, np.flatnonzero(np.diff(silent)) + 1, len(silent)]
-    for a, b in zip(edges, edges[1:]):
-        if silent[a] and (b - a >= shortest * audio.FEATURE_RATE or b - a == len(silent)):
-            out[a + 6 if a else 0 : b - 10 if b < len(silent) else b] = 1
-    return out
-
-
-def _smooth(x: np.ndarray, seconds: float) -> np.ndarray:
-    """Moving Hann average over `seconds` at the feature rate."""
-    n = int(seconds * audio.FEATURE_RATE) // 2
-    kernel = np.hanning(2 * n + 3)[1:-1]
-    return np.convolve(np.pad(x, n, mode="edge"), kernel / kernel.sum(), "valid")
 
 
 @dataclass(frozen=True)
@@ -167,22 +118,11 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     z = (track.expression[:, columns] - modes.mean) @ modes.forward / modes.scale
     used = np.zeros(len(track), bool)
     used[train] = True
-    stretches = [lipnet.Stretch((h.features - mean) / spread, z[a:b].astype(np.float32), used[a:b], h.pause) for (a, b), h in zip(ranges, heard)]
+    stretches = [lipnet.Stretch((h.features - mean) / spread, z[a:b].astype(np.float32), used[a:b], h.pause)
+                 for (a, b), h in zip(ranges, heard)]
     weights = modes.scale / modes.scale.sum()
     opening = modes.opening / max(float(np.std(z[train] @ modes.opening)), 1e-6)
-    nets, said, truth, paused, steps = [], [], [], [], 0
-    with progress(None, "speech to motion", total=100, unit="%") as bar:
-        for member in range(config.members):
-            part = max(0.5, (seconds - (time.perf_counter() - begin)) / (config.members - member))
-            fit, check = lipnet.hold_out(stretches, member, config.members, config.hold_out)
-            advance = lambda done: bar.update(round(100 * (member + done) / config.members) - bar.n)  # noqa: E731
-            net, out, count = lipnet.fit_member(fit, check, weights, opening, dataclasses.asdict(config), config.seed * 1000 + member, part, advance)
-            nets.append(net)
-            steps += count
-            said += [o[s.mask > 0] for o, s in zip(out, check)]
-            truth += [s.targets[s.mask > 0] for s in check]
-            paused += [s.pause[s.mask > 0] for s in check]
-    said, truth, paused = (np.concatenate(x) for x in (said, truth, paused))
+    nets, said, truth, paused, steps = _fit_ensemble(stretches, weights, opening, config, seconds - (time.perf_counter() - begin))
     gain, correlation = _variance_gain(said, truth)
     activity, pause = np.zeros(len(track), np.float32), np.zeros(len(track))
     for (a, b), h in zip(ranges, heard):
@@ -192,19 +132,43 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     pose = fit_pose(track, train, activity)
     y = track.expression[train][:, columns]
     report = {
-        "validation_correlation": _correlation(said @ opening, truth @ opening), "correlation": correlation.tolist(), "gain": gain.tolist(), "closing": closing,
+        "validation_correlation": _correlation(said @ opening, truth @ opening), "correlation": correlation.tolist(),
+        "gain": gain.tolist(), "closing": closing,
         "frames": len(train), "modes": len(weights), "members": len(nets), "steps": steps, "seconds": time.perf_counter() - begin}
     header = {"version": VERSION, "fingerprint": fingerprint, "report": report, "config": dataclasses.asdict(config),
               "expression_names": track.expression_names, "model_id": track.model_id, "torso": track.torso.shape[1], "fps": track.fps}
     tensors = {f"pose.{k}": v for k, v in pose.tensors().items()}
-    tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "closing": np.array([closing]), "gain": gain, "scale": modes.scale, "back": modes.back, "centre": modes.mean,
+    tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "closing": np.array([closing]), "gain": gain, "scale": modes.scale,
+                "back": modes.back, "centre": modes.mean,
                 "low": y.min(0), "high": y.max(0), "rest": np.median(track.expression[train], 0)}
     tensors |= {f"net{i}.{k}": v.numpy() for i, net in enumerate(nets) for k, v in net.state_dict().items()}
     _save(run_dir, header, tensors)
     return {**report, "reused": False}
 
 
-def _hear_training(subject: Subject) -> tuple[list[tuple[int, int]], list[Heard]]:
+def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray, config: MotionConfig,
+                  seconds: float) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, int]:
+    """Train the networks one after another → (networks, what each said of the frames it had not seen (N, K), the truth (N, K),
+    the pauses there (N,), steps in all)."""
+    from thnerf import lipnet
+
+    nets, said, truth, paused, steps, begin = [], [], [], [], 0, time.perf_counter()
+    with progress(None, "speech to motion", total=100, unit="%") as bar:
+        for member in range(config.members):
+            part = max(0.5, (seconds - (time.perf_counter() - begin)) / (config.members - member))
+            fit, check = lipnet.hold_out(stretches, member, config.members, config.hold_out)
+            advance = lambda done: bar.update(round(100 * (member + done) / config.members) - bar.n)  # noqa: E731
+            seed = config.seed * 1000 + member
+            net, out, count = lipnet.fit_member(fit, check, weights, opening, dataclasses.asdict(config), seed, part, advance)
+            nets.append(net)
+            steps += count
+            said += [o[s.mask > 0] for o, s in zip(out, check)]
+            truth += [s.targets[s.mask > 0] for s in check]
+            paused += [s.pause[s.mask > 0] for s in check]
+    return nets, np.concatenate(said), np.concatenate(truth), np.concatenate(paused), steps
+
+
+def _hear_training(subject: Subject) -> tuple[list[tuple[int, int]], list[audio.Heard]]:
     """Training frame ranges, cut at clip starts, and the sound of each; nothing outside them is listened to."""
     track = subject.track
     rate = 3 * audio.RATE  # that of audio.wav; cut before resampling, whose filter would hear across the cut
@@ -212,7 +176,7 @@ def _hear_training(subject: Subject) -> tuple[list[tuple[int, int]], list[Heard]
     clips = [(c.start, c.stop) for c in track.clips]
     ranges = [(max(a, c), min(b, d)) for a, b in subject.info["split"]["train"] for c, d in clips if min(b, d) - max(a, c) >= 2]
     at = lambda frame: round(frame * rate / track.fps)  # noqa: E731
-    return ranges, [hear(audio.resample(samples[at(a) : at(b)], rate), track.fps, b - a) for a, b in ranges]
+    return ranges, [audio.hear(audio.resample(samples[at(a) : at(b)], rate), track.fps, b - a) for a, b in ranges]
 
 
 def _variance_gain(said: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +254,8 @@ class _Speaker:
 
         header, tensors = _load(run_dir)
         names = subject.track.expression_names
-        if tuple(header["expression_names"]) != names or header["model_id"] != subject.track.model_id or header["torso"] != subject.track.torso.shape[1]:
+        track = subject.track
+        if (tuple(header["expression_names"]), header["model_id"], header["torso"]) != (names, track.model_id, track.torso.shape[1]):
             raise InputError(f"{Path(run_dir) / FILE} was trained on another fit of this subject; run thnerf train again")
         self.t, self.fps, self.columns, self.upper = tensors, float(header["fps"]), speech_columns(names), sampled_columns(names)
         try:
@@ -304,7 +269,7 @@ class _Speaker:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{Path(run_dir) / FILE} is damaged ({error}); delete it and run thnerf train again") from None
 
-    def lips(self, heard: Heard) -> np.ndarray:
+    def lips(self, heard: audio.Heard) -> np.ndarray:
         """(T, number of speech coefficients): averaged networks, amplitude restored, closed in pauses, within the training range."""
         t = self.t
         x, frames = (heard.features - t["mean"]) / t["spread"], len(heard.rest)
@@ -315,11 +280,11 @@ class _Speaker:
         y = t["centre"] + (z * t["scale"]) @ t["back"]
         return np.clip(y, np.where(t["low"] >= 0, np.maximum(t["low"] - room, 0), t["low"] - room), t["high"] + room)
 
-    def states(self, heard: Heard, seed: int) -> np.ndarray:
+    def states(self, heard: audio.Heard, seed: int) -> np.ndarray:
         """(T, D) sampled states of pose.py, blinks included."""
         return self.pose.with_blinks(self.pose.sample(heard.activity, seed), seed)
 
-    def expression(self, heard: Heard, states: np.ndarray) -> np.ndarray:
+    def expression(self, heard: audio.Heard, states: np.ndarray) -> np.ndarray:
         """(T, E) float32: lips from the sound, eyes and brows from the states."""
         out = np.repeat(self.t["rest"][None], len(states), 0)
         out[:, self.columns] = self.lips(heard)
@@ -357,7 +322,7 @@ def predict_track(subject: Subject, run_dir: Path, sound: np.ndarray | str | Pat
     fps = float(fps or base)
     wanted = max(1, round(len(samples) / audio.RATE * fps))
     frames = int(np.ceil((wanted + 1) * base / fps)) + 1
-    heard = hear(samples, base, frames)
+    heard = audio.hear(samples, base, frames)
     states = speaker.states(heard, seed)
     k = slice(10, 10 + speaker.pose.layout.torso)
     if isinstance(pose, Track):
@@ -384,5 +349,5 @@ def predict_track(subject: Subject, run_dir: Path, sound: np.ndarray | str | Pat
 def predict_expression(subject: Subject, run_dir: Path, samples: np.ndarray, rate: int, frames: int, seed: int = 0) -> np.ndarray:
     """Expression (frames, E) float32 for the sound of `frames` video frames at the subject's fps (evaluation: the pose comes from elsewhere)."""
     speaker = _Speaker(subject, run_dir)
-    heard = hear(_samples(samples, rate), speaker.fps, frames)
+    heard = audio.hear(_samples(samples, rate), speaker.fps, frames)
     return speaker.expression(heard, speaker.states(heard, seed))

@@ -44,7 +44,8 @@ class Layout:
     def pack(self, track: Track) -> np.ndarray:
         """Track → (T, D) float64 states; rotations relative to frontal, so that they may be averaged."""
         columns = sampled_columns(track.expression_names)
-        parts = relative_to_frontal(track.rotation), track.translation, track.gaze.reshape(len(track), 4), track.torso, track.expression[:, columns]
+        gaze = track.gaze.reshape(len(track), 4)
+        parts = relative_to_frontal(track.rotation), track.translation, gaze, track.torso, track.expression[:, columns]
         return np.concatenate(parts, 1, dtype=np.float64)
 
     def unpack(self, states: np.ndarray) -> dict[str, np.ndarray]:
@@ -191,7 +192,8 @@ def fit_pose(track: Track, frames: np.ndarray, activity: np.ndarray) -> PoseMode
     states = layout.pack(track)[frames]
     low, high = states.min(0), states.max(0)
     clean, blink, interval = _split_blinks(states, runs, layout, track.fps)
-    return PoseModel(track.fps, layout, clean.astype(np.float32), runs, np.asarray(activity)[frames].astype(np.float32), blink, interval, low, high)
+    active = np.asarray(activity)[frames].astype(np.float32)
+    return PoseModel(track.fps, layout, clean.astype(np.float32), runs, active, blink, interval, low, high)
 
 
 def _split_blinks(states: np.ndarray, runs: np.ndarray, layout: Layout, fps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
