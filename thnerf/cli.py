@@ -10,6 +10,7 @@ import json as json_module
 import os
 import sys
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, Optional
@@ -209,6 +210,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (de
 def run_command(argv: list[str]) -> int:
     """Parse and run one command; print its result. Returns 0, or 2 when doctor finds that a clip cannot work."""
     as_json = "--json" in argv
+    warnings.showwarning = _one_line
     result = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="thnerf", args=argv, config=(FlagCreatePairsOff,),
         description="A talking head from one clip: track, train, speak, measure, export.")
@@ -219,6 +221,12 @@ def run_command(argv: list[str]) -> int:
             if not isinstance(value, (dict, list)):
                 print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     return 2 if result.get("verdict") == "fail" else 0
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Our own warnings as a sentence on stderr; those of libraries about their internals stay unseen."""
+    if issubclass(category, UserWarning):
+        print(f"note: {message}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
