@@ -15,22 +15,26 @@ import shutil
 import sys
 import threading
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from recon.assets import asset
 from recon.config import FitConfig
-from recon.landmarks import Detector, load_detector
+from recon.landmarks import load_detector
+from recon.model import DEFAULT_MODEL
 from recon.subject import Subject, make_split, write_subject
 from recon.track import Track
 from render.files import InputError, atomic_path, read_json, write_json
 from render.progress import progress, timed
 from render.video import VideoWriter, crop_square, probe, read_audio_track, read_frames
 
-VERSION = 1  # raise when a change here or in the solver should make old subjects be fitted again
+VERSION = 2  # raise when a change here or in the solver should make old subjects be fitted again
 SHORTEST = 11  # frames; the split holds one of eleven out
 RATE = 48000
+OVERLAY_FRAMES = 750  # enough to judge a fit by
 FACE_AT = 0.46  # height of the face's middle in the crop: room for the shoulders
 FILES = ("video.mp4", "audio.wav", "matte.mp4", "background.png", "landmarks.npz", "overlay.mp4", "curves.png", "track.npz", "fit.json")
 
@@ -105,7 +109,8 @@ def _say(text: str) -> None:
 
 def _fingerprint(clips: Iterable[Path], config: FitConfig) -> str:
     """Identifies footage and settings; changes with content-relevant ones only."""
-    files = [*clips, *(Path(p) for p in (config.model, config.detector) if p.endswith(".npz") and Path(p).exists())]
+    model = asset("face_model.npz") if config.model == DEFAULT_MODEL else Path(config.model)
+    files = [*clips, *(p for p in (model, Path(config.detector)) if p.is_file())]
     stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps([VERSION, stats, config.as_dict()], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -32,9 +32,10 @@ CHUNK = 128
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
 ROBUST = 4.0  # px of the robust kernel, in hundredths of the interocular distance
-STRONG, WEAK = 60.0, 1.5  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
+STRONG, WEAK = 10.0, 8.0  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
+FULL = 600.0  # summed landmark weights that the priors above are balanced with (MediaPipe's 478 points)
 LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed at zero
-SHAPE_PRIOR, OFFSET_PRIOR = 2.0, 0.5  # per keyframe
+SHAPE_PRIOR, OFFSET_PRIOR = 0.3, 0.5  # per keyframe
 UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
 DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll")
 LOOKS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut")  # follow from gaze, not from landmarks
@@ -42,7 +43,9 @@ LOOK_ANGLE = np.deg2rad(30)  # gaze at which an eyeLook coefficient is 1
 AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
            ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
-RIVALS = ("eyeWide", "eyeSquint")  # would share a blink with eyeBlink
+RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
+LEADERS = ("jawOpen", "eyeBlink")  # explain first
+CHIN = (152, 148, 176, 149, 377, 400, 378)  # of the outline, but it moves with the jaw
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 
@@ -117,6 +120,7 @@ def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, mod
     if points.shape[1] == 478:
         base[468:] = 0  # irises: gaze
         base[list(lm.FACE_OVAL)] = 0.2  # the outline slides over the head as it turns
+        base[list(CHIN)] = 0.7
         base[list(lm.OUTER_LIP)], base[list(lm.INNER_LIP)] = 3, 4
         base[[*lm.LIDS["left"], *lm.LIDS["right"]]] = 3
     else:
@@ -148,10 +152,11 @@ def _keyframes(problem: _Problem, count: int) -> np.ndarray:
 
 
 def _prior(problem: _Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Quadratic (E,E) and linear (E,) part of the expression prior."""
+    """Quadratic (E,E) and linear (E,) part of the expression prior; few landmarks are given a weaker one."""
+    strength = strength * min(1.0, problem.base.sum() / FULL)
     scale = np.ones(len(problem.names))
     for i, name in enumerate(problem.names):
-        scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 6 if name.startswith(RIVALS) else 1
+        scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 6 if name.startswith(RIVALS) else 0.1 if name.startswith(LEADERS) else 1
     quadratic = np.diag(strength * scale)
     for a, b in AGAINST:
         if a in problem.names and b in problem.names:
@@ -207,7 +212,7 @@ def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> I
         shape, focal, R, t = _shape_step(problem, head, shape, focal, picture, R, t, e, weights, config.focal == 0)
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         if round_ >= 2:
-            e = _fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else 4 * WEAK)
+            e = _fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
         R, t = refine_pose(head + np.tensordot(e, problem.expressions, 1), picture, R, t, focal, problem.stable, ROBUST * problem.unit, 2)
         if round_ >= rounds - 5:
             offsets = _offset_step(problem, head, offsets, focal, picture, R, t, e)
@@ -261,9 +266,9 @@ def _solve_poses(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.
         picture, ec = problem.picture[chunk], e[chunk]
         Rc, tc = affine_pose(head, picture, problem.stable, focal)
         Rc, tc = refine_pose(np.repeat(head[None], len(chunk), 0), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
-        for strength, steps in ((STRONG, 2), (STRONG, 2), (WEAK, 2)):
+        for strength, weights in ((STRONG, problem.stable), (STRONG, problem.stable), (WEAK, problem.stable)):
             ec = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
-            Rc, tc = refine_pose(head + np.tensordot(ec, problem.expressions, 1), picture, Rc, tc, focal, problem.stable, kernel, steps)
+            Rc, tc = refine_pose(head + np.tensordot(ec, problem.expressions, 1), picture, Rc, tc, focal, weights, kernel, 2)
         R[chunk], t[chunk], e[chunk] = Rc, tc, ec
     return R, t, e
 
