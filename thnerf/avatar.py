@@ -80,7 +80,8 @@ class Avatar:
         behind = torch.from_numpy(np.ascontiguousarray(background.reshape(-1, 3), np.float32)).clone()
         low = torch.from_numpy(np.flatnonzero(v >= self.row * height))
         if len(low):
-            shoulders, cover = self.torso_at(u[low] + 0.5, v[low] + 0.5, width, height, torch.from_numpy(self.condition.torso(part)).expand(len(low), -1), torch.from_numpy(pose).expand(len(low), -1))
+            features = (torch.from_numpy(f).expand(len(low), -1) for f in (self.condition.torso(part), pose))
+            shoulders, cover = self.torso_at(u[low] + 0.5, v[low] + 0.5, width, height, *features)
             behind[low] = behind[low] * (1 - cover[:, None]) + shoulders * cover[:, None]
         return (colour + (1 - opacity[:, None]) * behind).clamp(0, 1).reshape(height, width, 3).numpy()
 

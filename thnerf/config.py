@@ -42,11 +42,11 @@ class TorsoConfig:
 
     levels: int = 8
     """Levels of the 2D hash grid."""
-    log2_entries: int = 14
+    log2_entries: int = 16
     """At most 2^this entries a level."""
     base_resolution: int = 8
     """Grid points of the coarsest level along an axis."""
-    finest_resolution: int = 256
+    finest_resolution: int = 320
     """Grid points of the finest level."""
     width: int = 32
     """Hidden width of both networks (a multiple of 4)."""

@@ -6,6 +6,7 @@ Every statistic here is of the training frames alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from render.rotations import axis_angle_to_matrix, relative_to_frontal
 LIMIT = 3.0  # conditions are clipped to this many standard deviations
 BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
 _GAZE_FLOOR, _BLINK_FLOOR = np.radians(3.0), 0.15  # spreads below these are noise and are not amplified
-_MOUTH, _FACE = 0.2, 0.55  # shares of the rays
+_MOUTH, _FACE, _LOW = 0.2, 0.45, 0.15  # shares of the rays; the rest goes to the whole image
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Condition:
         """Statistics of some frames (n,) of a track. At most `modes` principal modes, fewer when the expression has fewer."""
         matrix, offset = _expression_map(track, frames, model, modes)
         pose, torso = _pose(track)[frames], track.torso[frames]
-        return cls(matrix, offset, pose.mean(0), np.maximum(pose.std(0), [0.01] * 3 + [0.5] * 3), torso.mean(0), np.maximum(torso.std(0), 1e-3), track.expression_names)
+        pose_scale, torso_scale = np.maximum(pose.std(0), [0.01] * 3 + [0.5] * 3), np.maximum(torso.std(0), 1e-3)
+        return cls(matrix, offset, pose.mean(0), pose_scale, torso.mean(0), torso_scale, track.expression_names)
 
 
 def _pose(track: Track) -> np.ndarray:
@@ -168,7 +170,7 @@ class TrainingSet:
     pixel_to_camera: np.ndarray
 
     def sample(self, rng: np.random.Generator, frames: int, rays: int) -> Batch:
-        """Random frames, and random pixels of them: a fifth in the mouth box, more than half in and around the face box."""
+        """Random frames, and random pixels of them: a fifth in the mouth box, nearly half in and around the face box, some in the torso's rows."""
         chosen = rng.integers(0, len(self.index), frames)
         slot = np.sort(rng.integers(0, frames, rays)).astype(np.int32)
         kind, x, y = rng.random((3, rays))
@@ -177,13 +179,15 @@ class TrainingSet:
         margin = 0.15 * (face[:, 2:] - face[:, :2])
         wide = np.concatenate([face[:, :2] - margin * [1, 2.5], face[:, 2:] + margin * [1, 0.5]], 1)
         full = np.broadcast_to([0, 0, width, height], wide.shape)
-        box = np.where((kind < _MOUTH)[:, None], mouth, np.where((kind < _MOUTH + _FACE)[:, None], wide, full))
+        low = np.broadcast_to([0, self.upper_neck_row * height, width, height], wide.shape)
+        share = np.cumsum([_MOUTH, _FACE, _LOW])
+        box = np.select([(kind < s)[:, None] for s in share], [mouth, wide, low], full)
         u = np.clip(box[:, 0] + x * (box[:, 2] - box[:, 0]), 0, width - 1).astype(int)
         v = np.clip(box[:, 1] + y * (box[:, 3] - box[:, 1]), 0, height - 1).astype(int)
         at = chosen[slot], v, u
         return Batch(chosen, slot, u, v, self.images[at].astype(np.float32) / 255, self.mattes[at].astype(np.float32) / 255)
 
-    @property
+    @cached_property
     def upper_neck_row(self) -> float:
         """Fraction of the image height from which the torso layer may show: about the nose, where the neck comes out behind the jaw."""
         nose = self.face_boxes[:, 3] - 0.45 * (self.face_boxes[:, 3] - self.face_boxes[:, 1])

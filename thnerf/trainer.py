@@ -108,7 +108,8 @@ class Trainer:
         cover = torch.zeros(len(plate))
         if len(rows):
             frame = batch.frames[batch.slot[rows]]
-            rgb, alpha = avatar.torso_at(batch.u[rows] + 0.5, batch.v[rows] + 0.5, width, height, torch.from_numpy(data.torso[frame]), torch.from_numpy(data.pose[frame]), table)
+            features = torch.from_numpy(data.torso[frame]), torch.from_numpy(data.pose[frame])
+            rgb, alpha = avatar.torso_at(batch.u[rows] + 0.5, batch.v[rows] + 0.5, width, height, *features, table)
             cover = cover.index_copy(0, low, alpha)
             plate = plate.index_copy(0, low, plate[low] * (1 - alpha[:, None]) + rgb * alpha[:, None])
         return plate, cover, low
@@ -135,7 +136,8 @@ class Trainer:
         tensors["trainer.cell_weight"] = torch.from_numpy(self.cell_weight)
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
-        progress_made = {"steps": self.steps, "elapsed": self.elapsed, "samples_per_ray": self.samples_per_ray, "samples_seen": self.samples_seen, "rng": self.rng.bit_generator.state}
+        progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen")}
+        progress_made["rng"] = self.rng.bit_generator.state
         return tensors, {**self.avatar.header(), "trainer": json.dumps(progress_made)}
 
     @classmethod
