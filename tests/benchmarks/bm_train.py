@@ -6,7 +6,6 @@ import time
 import thnerf  # noqa: F401 - before torch: it sets how idle OpenMP threads wait
 import torch
 
-from recon.model import load_model
 from recon.subject import Subject
 from thnerf.config import TrainConfig
 from thnerf.dataset import load_training_set
@@ -16,9 +15,8 @@ from thnerf.trainer import load_renderer, new_trainer
 def main(path: str, run: str | None = None) -> None:
     torch.set_flush_denormal(True)
     subject, config = Subject.open(path), TrainConfig()
-    model = load_model(subject.track.model_id)
     start = time.perf_counter()
-    trainer = new_trainer(load_training_set(subject, model, config.head.expression_modes, config.max_frames), model, config)
+    trainer = new_trainer(load_training_set(subject, subject.model, config.head.expression_modes, config.max_frames), subject.model, config)
     print(f"loading {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
     for _ in range(10):
