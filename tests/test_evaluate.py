@@ -13,7 +13,7 @@ from render.files import InputError
 from render.video import VideoWriter, load_video, probe
 from thnerf import evaluate as module
 from thnerf.evaluate import evaluate_with, shuffled_index
-from thnerf.metrics import IMAGE_KEYS, KEYS, SETTINGS
+from thnerf.metrics import IMAGE_KEYS, KEYS, SETTINGS, format_table
 
 SIZE, FPS = 96, 25.0
 NAMES = ("browInnerUp", "jawOpen", "mouthPucker")
@@ -247,3 +247,15 @@ def test_landmarks_are_found_by_fits_detector(subject, monkeypatch):
     for name, expected in (("face-alignment", "face-alignment"), ("points.npz", "mediapipe")):
         monkeypatch.setitem(subject.info, "config", {"detector": name})
         assert module.fit_detector(subject) == expected
+
+
+def test_a_refit_after_training_is_noticed(subject, tmp_path):
+    import os
+
+    weights = tmp_path / "field.safetensors"
+    weights.write_bytes(b"-")
+    assert module.stale_run(subject, tmp_path) == "" == module.stale_run(subject, tmp_path / "nothing")
+    hour_ago = subject.track_path.stat().st_mtime - 3600
+    os.utime(weights, (hour_ago, hour_ago))
+    result = evaluate_with(subject, tmp_path, Drawn(), BlockDetector(), None, "no", max_frames=5)
+    assert "train it again" in result["notes"]["run"] and "warning: the subject was fitted again" in format_table(result)

@@ -52,6 +52,14 @@ def evaluate(subject: Subject, run: str = "default", device: str = "auto", max_f
     return evaluate_with(subject, run_dir, renderer, detector, predict, reason, max_frames)
 
 
+def stale_run(subject: Subject, run_dir: Path) -> str:
+    """A sentence when the subject was fitted again after the run was trained (its numbers then mean little), else ''."""
+    weights = [p.stat().st_mtime for p in run_dir.glob("field*.safetensors")]
+    if weights and subject.track_path.stat().st_mtime > max(weights) + 60:  # copying a folder may reorder times by seconds
+        return f"the subject was fitted again after the run {run_dir.name!r} was trained, so track and run do not match; train it again"
+    return ""
+
+
 def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Detector, predict: Predict | None, reason: str = "",
                   max_frames: int | None = None) -> dict[str, Any]:
     """`evaluate` with its parts given: predict(samples, rate, frames) → expression (frames,E), or None and the reason for it."""
@@ -61,6 +69,8 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
     starts = tuple(int(s) for s in np.cumsum([0] + [b - a for a, b in ranges[:-1]]))
     tracks = {"reconstruct": (tested := concatenate([track[a:b] for a, b in ranges])), "frozen_mouth": frozen_mouth(tested, track, subject.frames("train"))}
     notes = {} if predict else {"audio": reason}
+    if stale := stale_run(subject, out):
+        notes["run"] = stale
     sound = stretch_sound(subject, ranges) if subject.has_audio else None
     if predict:
         try:

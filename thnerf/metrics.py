@@ -238,4 +238,6 @@ def format_table(result: dict[str, Any]) -> str:
             continue
         cells = ["–" if block.get(key) is None else f"{block[key]:.{d}f}" for key, d in zip(KEYS, digits)]
         lines.append(f"{setting:<22}" + "".join(f"{c:>9}" for c in cells))
+    if "run" in result.get("notes", {}):
+        lines.append(f"warning: {result['notes']['run']}")
     return "\n".join(lines)
