@@ -84,8 +84,8 @@ def test_render_is_as_long_as_the_sound_and_says_that_it_is_synthetic(subject, t
     out = tmp_path / "speech.mp4"
     assert thnerf("render", subject, "--audio", asset("demo/unseen.wav"), "-o", out) == 0
     info = probe(out)
-    seconds = len(_wav(asset("demo/unseen.wav"))) / _rate(asset("demo/unseen.wav"))
-    assert abs(info.frames - seconds * 25) <= 1 and info.has_audio
+    length = len(_wav(asset("demo/unseen.wav"))) / _rate(asset("demo/unseen.wav"))
+    assert abs(info.frames - length * 25) <= 1 and info.has_audio
     assert b"trainedAlgorithmicMedia" in out.read_bytes()
     frames = load_video(out)
     assert frames.std() > 20 and np.abs(np.diff(frames[:50].astype(int), axis=0)).mean() > 0.05

@@ -13,16 +13,10 @@ from recon.track import Track
 from render.files import atomic_path, write_json
 from render.progress import timed
 from render.rotations import angle_between
+from thnerf.metrics import pearson
 
 _SPEECH_COEFFICIENTS = ("jawOpen", "mouthFunnel", "mouthPucker", "mouthClose", "mouthSmileLeft", "mouthSmileRight",
                         "eyeBlinkLeft", "eyeBlinkRight", "browInnerUp")
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation of two series (T,); 0 where either is constant."""
-    a, b = np.asarray(a, np.float64) - np.mean(a), np.asarray(b, np.float64) - np.mean(b)
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale > 1e-12 else 0.0
 
 
 def compare_tracks(track: Track, truth: Track) -> dict[str, Any]:
@@ -34,10 +28,10 @@ def compare_tracks(track: Track, truth: Track) -> dict[str, Any]:
         raise ValueError(f"cannot compare coefficients of {track.model_id} with {truth.model_id}")
     n = min(len(track), len(truth))
     error = np.degrees(angle_between(track.rotation[:n], truth.rotation[:n]))
-    moving = [c for c in _SPEECH_COEFFICIENTS if truth.column(c)[:n].std() > 1e-3]
+    moving = [c for c in _SPEECH_COEFFICIENTS if c in truth.expression_names and truth.column(c)[:n].std() > 1e-3]
     return {
         "rotation_error_deg": float(np.median(error)), "rotation_error_p95_deg": float(np.quantile(error, 0.95)),
-        "correlation": {c: correlation(track.column(c)[:n], truth.column(c)[:n]) for c in moving},
+        "correlation": {c: pearson(track.column(c)[:n], truth.column(c)[:n]) or 0.0 for c in moving},
     }
 
 
@@ -96,7 +90,7 @@ def run_demo(out: Path, minutes: float = 3.5) -> dict[str, Any]:
         "seconds": {**seconds, "total": sum(seconds.values())},
         "fit": {**fit_report, **{k: fitted[k] for k in ("landmark_error_iod", "fit_fps") if k in fitted}},
         "metrics": metrics,
-        "unseen": {"jawOpen_correlation": correlation(predicted.column("jawOpen")[:n], truth.column("jawOpen")[:n])},
+        "unseen": {"jawOpen_correlation": pearson(predicted.column("jawOpen")[:n], truth.column("jawOpen")[:n]) or 0.0},
         "render_fps": spoken["fps"], "peak_rss_mib": peak_rss_mib(),
         "videos": {name: str(out / f"{name}.mp4") for name in videos},
     }

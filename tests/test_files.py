@@ -1,0 +1,82 @@
+"""Atomic writes, the subject folder, the split, and the demo's comparison with the truth."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+
+from recon.subject import Subject, make_split
+from render.files import InputError, StageError, atomic_path, read_json, write_json
+from render.rotations import from_head_angles, head_angles
+from thnerf.demo import compare_tracks
+
+
+def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("earlier")
+    with pytest.raises(RuntimeError):
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("died")
+    assert target.read_text() == "earlier" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(StageError, match="free some space"):
+        with atomic_path(tmp_path / "a.txt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_holds_no_infinity(tmp_path):
+    write_json(tmp_path / "a.json", {"x": float("inf"), "y": np.float32(1.5), "z": [float("nan"), np.arange(2)]})
+    assert read_json(tmp_path / "a.json") == {"x": None, "y": 1.5, "z": [None, [0, 1]]}
+    (tmp_path / "b.json").write_text("{")
+    for name in ("b.json", "none.json"):
+        with pytest.raises(InputError):
+            read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("frames, starts", [(110, (0,)), (1259, (0,)), (5, (0,)), (300, (0, 75, 150, 225)), (4500, tuple(range(0, 4500, 75)))])
+def test_the_split_tiles_the_frames_and_holds_back_about_an_eleventh(frames, starts):
+    split = make_split(starts, frames)
+    cover = np.zeros(frames, int)
+    for a, b in split["train"] + split["test"]:
+        cover[a:b] += 1
+    assert (cover == 1).all() and split["train"]
+    held = sum(b - a for a, b in split["test"])
+    longest = max(np.diff([*starts, frames]))
+    assert abs(held - frames / 11) <= (longest if len(starts) > 1 else 0.5) or frames < 11
+    if len(starts) > 1:
+        assert all(a in starts for a, _ in split["test"]), "whole clips only"
+
+
+def test_run_names_cannot_leave_the_subject(tmp_path):
+    for name in ("", "..", "a/b", "/tmp/x"):
+        with pytest.raises(InputError):
+            Subject(tmp_path).run(name)
+
+
+def test_unfinished_subjects_say_what_to_do(tmp_path):
+    for prepare in (lambda: None, lambda: (tmp_path / "subject.json").write_text(json.dumps({"split": {}}))):
+        prepare()
+        with pytest.raises(InputError, match="thnerf fit"):
+            Subject.open(tmp_path)
+
+
+def test_comparison_with_the_truth_is_exact_on_the_truth_and_sees_an_offset():
+    from recon.track import Track
+    from render.camera import Camera
+
+    t = np.arange(30) / 25
+    angles = 0.1 * np.stack([np.sin(t), np.cos(t), t], -1)
+    truth = Track(25, "m", Camera.simple(500, 64, 64, 30), np.zeros(1), np.stack([np.sin(9 * t) ** 2, 0 * t], -1), from_head_angles(angles),
+                  np.zeros((30, 3)), np.zeros((30, 2, 2)), np.zeros((30, 0)), np.ones(30), ("jawOpen", "mouthPucker"))
+    same = compare_tracks(truth, truth)
+    assert same["rotation_error_deg"] < 1e-3 and same["correlation"] == {"jawOpen": pytest.approx(1)}
+    turned = truth.replace(rotation=from_head_angles(head_angles(truth.rotation) + [np.radians(3), 0, 0]), expression=1 - truth.expression)
+    worse = compare_tracks(turned, truth)
+    assert worse["rotation_error_deg"] == pytest.approx(3, abs=0.05) and worse["correlation"]["jawOpen"] == pytest.approx(-1)
+    with pytest.raises(ValueError):
+        compare_tracks(truth.replace(model_id="other"), truth)
