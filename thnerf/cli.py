@@ -210,10 +210,11 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (de
 def run_command(argv: list[str]) -> int:
     """Parse and run one command; print its result. Returns 0, or 2 when doctor finds that a clip cannot work."""
     as_json = "--json" in argv
-    warnings.showwarning = _one_line
-    result = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="thnerf", args=argv, config=(FlagCreatePairsOff,),
-        description="A talking head from one clip: track, train, speak, measure, export.")
+    with warnings.catch_warnings():
+        warnings.showwarning = _one_line
+        result = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="thnerf", args=argv, config=(FlagCreatePairsOff,),
+            description="A talking head from one clip: track, train, speak, measure, export.")
     if as_json:
         print(json_module.dumps(finite(result), allow_nan=False))
     elif argv[0] not in ("doctor", "evaluate"):
