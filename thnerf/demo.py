@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,6 @@ def peak_rss_mib() -> float:
         import resource
     except ImportError:  # Windows
         return 0.0
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024.0 * 1024.0 if sys.platform == "darwin" else 1024.0)
 
@@ -73,7 +72,7 @@ def run_demo(out: Path, minutes: float = 3.5) -> dict[str, Any]:
         run = train(subject, TrainConfig(minutes=minutes))
     with timed(seconds, "evaluate"):
         metrics = evaluate(subject)
-    print(format_table(metrics))
+    print(format_table(metrics), file=sys.stderr)
     unseen, truth = asset("demo/unseen.wav"), Track.load(asset("demo/unseen_track.npz"))
     with timed(seconds, "render"):
         spoken = render_speech(subject, unseen, out / "speech.mp4")
