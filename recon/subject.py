@@ -70,6 +70,11 @@ class Subject:
         return model
 
     @property
+    def fingerprint(self) -> str:
+        """Of the footage and settings behind this fit; a run belongs to the fit it was trained on."""
+        return str(self.info.get("fingerprint", ""))
+
+    @property
     def has_audio(self) -> bool:
         """Whether the footage had sound (audio.wav then covers all frames, clip after clip)."""
         return bool(self.info.get("has_audio")) and self.audio_path.exists()

@@ -160,3 +160,15 @@ def test_impossible_settings_are_refused(subject: Subject, bad: dict) -> None:
     with pytest.raises(InputError):
         train(subject, dataclasses.replace(SMALL, run="bad", **bad), toy_model())
     assert not subject.run("bad").exists()
+
+
+def test_a_run_is_not_continued_on_another_fit(trained, subject: Subject, tmp_path) -> None:
+    import json
+    import shutil
+
+    copy = tmp_path / "again"
+    shutil.copytree(subject.path, copy)
+    info = json.loads((copy / "subject.json").read_text())
+    (copy / "subject.json").write_text(json.dumps({**info, "fingerprint": "another"}))
+    with pytest.raises(InputError, match="fitted again"):
+        train(Subject.open(copy), dataclasses.replace(SMALL, steps=500), toy_model())

@@ -141,12 +141,12 @@ class TrainConfig:
             raise InputError("training needs frames_per_step >= 1, samples_per_step >= 1000 and 0 <= motion_share < 1")
 
 
-def save_config(config: Any, path: Path) -> None:
-    """Write a config dataclass as YAML, atomically."""
+def save_config(config: Any, path: Path, **notes: str) -> None:
+    """Write a config dataclass as YAML, atomically, with notes beside its fields."""
     import yaml
 
     with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        temporary.write_text(yaml.safe_dump({**dataclasses.asdict(config), **notes}, sort_keys=False))
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], ignore: tuple[str, ...] = (), prefix: str = "") -> list[str]:

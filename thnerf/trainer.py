@@ -178,7 +178,7 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     config.check()
     torch.set_flush_denormal(True)
     folder = subject.run(config.run)
-    if _already_finished(folder, config):
+    if _already_finished(folder, config, subject.fingerprint):
         return folder
     model = model or subject.model
     data = load_training_set(subject, model, config.head.expression_modes, config.max_frames)
@@ -187,7 +187,7 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     if state.exists():
         print(f"resuming {config.run!r} at step {trainer.steps} ({trainer.elapsed:.0f} s)", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
+    save_config(config, folder / "config.yaml", fit=subject.fingerprint)
     _train_motion(subject, folder, config)
     _run(trainer, folder, started - trainer.elapsed)
     trainer.avatar.save(folder / "field.safetensors", finished="1", steps=trainer.steps, seconds=f"{trainer.elapsed:.1f}")
@@ -209,8 +209,8 @@ def _train_motion(subject: Subject, folder: Path, config: TrainConfig) -> None:
         print(f"the speech-to-motion network is skipped: {error}", file=sys.stderr)
 
 
-def _already_finished(folder: Path, config: TrainConfig) -> bool:
-    """Compare with an earlier run of that name. Raises InputError when its settings were others."""
+def _already_finished(folder: Path, config: TrainConfig, fit: str) -> bool:
+    """Compare with an earlier run of that name. Raises InputError when its settings, or the fit of the subject, were others."""
     import dataclasses
 
     import yaml
@@ -221,7 +221,10 @@ def _already_finished(folder: Path, config: TrainConfig) -> bool:
         old = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{folder / 'config.yaml'} is damaged ({error}); delete {folder} or choose another --run") from None
-    changed = differences(old if isinstance(old, dict) else {}, dataclasses.asdict(config), _UNSAVED)
+    old = old if isinstance(old, dict) else {}
+    if old.pop("fit", fit) != fit:
+        raise InputError(f"run {config.run!r} was trained before this subject was fitted again; delete {folder} or choose another --run")
+    changed = differences(old, dataclasses.asdict(config), _UNSAVED)
     if changed:
         raise InputError(f"run {config.run!r} was begun with other settings ({', '.join(changed)}); choose another --run, or delete {folder}")
     if (folder / "state.safetensors").exists() or not (folder / "field.safetensors").exists():
