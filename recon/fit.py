@@ -332,8 +332,8 @@ def _pictures(work: _Work) -> None:
     with np.load(work.folder / "landmarks.npz") as data:
         points = data["points"]
     sound = work.folder / "audio.wav"
-    error = write_overlay(work.folder / "overlay.mp4", read_frames(work.folder / "video.mp4"), track, load_model(work.config.model), points,
-                  audio=sound if sound.exists() else None)
+    write_overlay(work.folder / "overlay.mp4", islice(read_frames(work.folder / "video.mp4"), OVERLAY_FRAMES), track[:OVERLAY_FRAMES],
+                  load_model(work.config.model), points[:OVERLAY_FRAMES], audio=sound if sound.exists() else None)
     write_curves(work.folder / "curves.png", track, np.array(work.record()["track"]["error"]), make_split(track.clip_starts, len(track)))
     work.note("pictures")
 

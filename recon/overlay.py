@@ -49,24 +49,15 @@ def draw_points(frame: np.ndarray, points: np.ndarray, colour: tuple[int, int, i
 
 
 def write_overlay(path: Path, frames: Iterable[np.ndarray], track: Track, model: MorphableModel, points: np.ndarray,
-                  audio: Path | None = None) -> np.ndarray:
-    """overlay.mp4: clean frame, landmarks, mesh, side by side. frames as of the track; points (T,N,2) px, NaN where none.
-
-    Returns the median distance (T,) px between the mesh's landmarks and the points, NaN where there are none.
-    """
+                  audio: Path | None = None) -> None:
+    """overlay.mp4: clean frame, landmarks, mesh, side by side. frames as of the track; points (T,N,2) px, NaN where none."""
     width, height = track.camera.width, track.camera.height
-    scheme = "mediapipe478" if points.shape[1] == 478 else "ibug68"
-    error = np.full(len(track), np.nan)
     with VideoWriter(path, 3 * width, height, track.fps, audio=audio, crf=20) as writer:
         for index, frame in enumerate(progress(frames, "overlay", total=len(track))):
             mesh = frame // 3
             if track.valid[index]:
-                vertices = posed_vertices(model, track, index)
-                seen = track.camera.at(slice(index, index + 1)).project(model.points(vertices, scheme)[None])[0]
-                error[index] = np.median(np.linalg.norm(seen - points[index], axis=-1))
-                mesh = draw_mesh(frame, vertices, model, track, index)
+                mesh = draw_mesh(frame, posed_vertices(model, track, index), model, track, index)
             writer.write(np.hstack([frame, draw_points(frame.copy(), points[index]), mesh]))
-    return error
 
 
 def write_curves(path: Path, track: Track, error: np.ndarray, split: dict[str, Sequence[Sequence[int]]] | None = None) -> None:

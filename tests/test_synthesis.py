@@ -145,18 +145,18 @@ def fake_chain(monkeypatch):
     monkeypatch.setitem(sys.modules, "thnerf.trainer", trainer)
 
 
-@pytest.mark.parametrize("seconds, rate", [(2.0, 16000), (1.37, 44100), (0.05, 8000)])
-def test_the_video_is_as_long_as_the_sound(tmp_path, fake_chain, seconds, rate):
+@pytest.mark.parametrize("length, rate", [(2.0, 16000), (1.37, 44100), (0.05, 8000)])
+def test_the_video_is_as_long_as_the_sound(tmp_path, fake_chain, length, rate):
     import soundfile
 
-    t = np.arange(int(seconds * rate)) / rate
+    t = np.arange(int(length * rate)) / rate
     soundfile.write(tmp_path / "a.wav", np.stack([0.5 * np.sin(2 * np.pi * 300 * t)] * 2, 1), rate)
     done = synthesis.render_speech(FakeSubject(tmp_path), tmp_path / "a.wav", tmp_path / "a.mp4")
-    assert abs(len(load_video(tmp_path / "a.mp4")) - seconds * 25) <= 1
+    assert abs(len(load_video(tmp_path / "a.mp4")) - length * 25) <= 1
     assert done["frames"] == len(load_video(tmp_path / "a.mp4")) and done["duration"] == done["frames"] / 25
     assert probe(tmp_path / "a.mp4").has_audio
     sound = read_audio_track(tmp_path / "a.mp4", 16000)
-    if seconds > 1:
+    if length > 1:
         middle = sound[8000:16000]
         spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
         assert abs(np.argmax(spectrum) * 16000 / len(middle) - 300) < 5 and np.abs(middle).max() > 0.4

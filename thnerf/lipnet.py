@@ -1,6 +1,6 @@
 """A small temporal network from log-mel features to mouth modes, and its training on a minute of speech.
 
-Shapes: features come at FEATURES_PER_FRAME per video frame, (4 T, bands); targets are (T, K) linear modes of expression.
+Shapes: features come at four per video frame, (4 T, bands); targets are (T, K) linear modes of expression.
 Output i is centred on the middle of frame i's features (4 i + 2) and sees `context` features on either side. No convolution
 is padded: every frame is computed from the same arithmetic wherever a chunk begins.
 """
@@ -17,7 +17,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-FEATURES_PER_FRAME = 4
 SPEED, PITCH = 0.1, 1.0  # augmentation: log speed, and shift in mel bands
 _CHUNK = 512
 
