@@ -113,6 +113,17 @@ def test_motion_stays_in_human_bounds_and_blinks_close_the_eyes(model):
     assert track.expression.min() >= 0 and track.expression.max() <= 1
 
 
+def test_the_head_looks_as_far_around_as_asked_and_says_the_same(model, spoken):
+    samples, rate, phonemes = spoken
+    make = lambda reach: motion.phantom_track(phonemes, samples, rate, model, np.zeros(4), seed=3, reach=reach)  # noqa: E731
+    near, wide, still = make(motion.REACH), make((40, 25, 12)), make((0, 0, 0))
+    reached = np.rad2deg(np.abs(head_angles(wide.rotation)).max(0))
+    assert (reached < (40, 25, 12)).all() and (reached > (34, 19, 9)).all()
+    assert np.array_equal(near.column("jawOpen"), wide.column("jawOpen")) and np.abs(head_angles(still.rotation)).max() < 1e-6
+    turns = np.rad2deg(np.linalg.norm(np.diff(head_angles(wide.rotation), axis=0), axis=1))
+    assert turns.max() < 6  # a frame: a quick turn, no jump
+
+
 def test_shoulders_do_not_follow_the_head_rigidly(model):
     count = 22050 * 24
     sound = np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
@@ -152,7 +163,7 @@ def test_a_made_phantom_is_whole_and_the_detector_sees_its_mouth_move(tmp_path):
     assert json.loads((tmp_path / "phantom.json").read_text())["identity"] == 4
 
 
-@pytest.mark.parametrize("arguments", [{"size": 33}, {"size": 2}, {"fps": 0}, {"text": ""}])
+@pytest.mark.parametrize("arguments", [{"size": 33}, {"size": 2}, {"fps": 0}, {"reach": (90, 0, 0)}, {"text": ""}])
 def test_bad_requests_leave_nothing_behind(tmp_path, arguments):
     with pytest.raises(InputError):
         scene.make_phantom(tmp_path / "out", **{"text": "hello", **arguments})

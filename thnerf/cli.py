@@ -185,6 +185,7 @@ def phantom(
     identity: int = 0,
     size: int = 256,
     fps: float = 25.0,
+    reach: tuple[float, float, float] = (12.0, 8.0, 6.0),
     shared: Shared = Common(),
 ) -> dict[str, Any]:
     """Render a synthetic speaker with an exact Track, for tests and experiments.
@@ -198,10 +199,11 @@ def phantom(
         identity: Seed of the person: face, hair, clothes, light and background.
         size: Width and height, px.
         fps: Frames per second.
+        reach: Degrees of yaw, pitch and roll that the head keeps within; beyond the default it looks around to either side.
     """
     from thnerf.phantom import make_phantom
 
-    return make_phantom(out, text, seed=seed, identity=identity, size=size, fps=fps)
+    return make_phantom(out, text, seed=seed, identity=identity, size=size, fps=fps, reach=reach)
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, train, render, evaluate, export, phantom)}

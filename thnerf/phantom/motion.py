@@ -17,6 +17,8 @@ from thnerf.phantom.visemes import mouth_weights
 _RATE = 200.0  # Hz of the internal curves
 _NECK_PIVOT = np.array([0.0, -75.0, -35.0])  # mm from the point between the eyes: about where a head turns on its neck
 _DISTANCE_MM = 900.0  # of the camera from the eyes
+REACH = (12.0, 8.0, 6.0)  # degrees of yaw, pitch and roll within which a talking head moves by itself
+_SWEEP_HZ = (0.19, 0.27, 0.13)  # of the turns beyond that
 
 
 def phantom_camera(size: int, frames: int) -> Camera:
@@ -25,12 +27,13 @@ def phantom_camera(size: int, frames: int) -> Camera:
 
 
 def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, model: MorphableModel, shape: np.ndarray,
-                  seed: int = 0, fps: float = 25, size: int = 256) -> Track:
+                  seed: int = 0, fps: float = 25, size: int = 256, reach: Sequence[float] = REACH) -> Track:
     """The motion of one utterance, exact and repeatable.
 
     samples (N,) float32 at `rate` Hz with its phonemes (see `speak`); frame i shows time i / fps and there are
     round(N / rate · fps) frames. shape (S,): the identity. Only ARKit names that the model has are set.
     torso: (T,4) similarity [tx, ty as fractions of the width (+ right, down), log-scale, angle rad clockwise on screen].
+    reach: degrees of yaw, pitch and roll that the head keeps within; beyond `REACH` it also looks around, to either side.
     Raises ValueError when the sound is shorter than half a frame.
     """
     frames = int(round(len(samples) / rate * fps))
@@ -43,6 +46,7 @@ def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, m
     curves = mouth_weights(phonemes, loud, _RATE)
     _face(curves, loud, stress, rng)
     angles, shift = _head(count, loud, stress, rng)
+    angles = _look_around(angles, reach, np.random.default_rng([seed, 0x100C]))
     gaze = _gaze(angles, rng)
     _blinks(curves, phonemes, count, rng)
     _lids(curves, gaze)
@@ -142,6 +146,17 @@ def _head(count: int, loud: np.ndarray, stress: list[tuple[float, float]], rng: 
     limit = np.array([12.0, 8.0, 6.0])
     angles = np.deg2rad(limit * np.tanh(degrees / limit))
     return angles, _noise(rng, count, 1.3, (3.0, 1.5, 4.0)) + _noise(rng, count, 0.4, (0.5, 0.4, 0.5))
+
+
+def _look_around(angles: np.ndarray, reach: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+    """Head angles (count,3) rad that keep within ±`reach` degrees: smaller ones damp the motion, larger ones add slow turns."""
+    reach, own = np.asarray(reach, np.float64), np.asarray(REACH)
+    phase = rng.uniform(0, 2 * np.pi, 3)
+    time = np.arange(len(angles))[:, None] / _RATE
+    wide = np.where(reach > own, reach, 0) * np.sin(2 * np.pi * np.array(_SWEEP_HZ) * time + phase)
+    degrees = np.rad2deg(angles) * np.minimum(1, reach / own) + wide
+    limited = degrees / (1 + (np.abs(degrees) / np.maximum(reach, 1e-9)) ** 8) ** 0.125  # nearly linear until close to the limit
+    return np.where(reach > own, np.deg2rad(limited), angles * np.minimum(1, reach / own))
 
 
 def _gaze(angles: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ from thnerf.phantom.appearance import LIPS_INNER, Look, draw_look, paint_room, p
 from thnerf.phantom.figure import Figure, build_figure, lash_curves
 from thnerf.phantom.geometry import FIELD_MM, eye_points
 from thnerf.phantom.hair import draw_strands, shade_strands
-from thnerf.phantom.motion import phantom_track
+from thnerf.phantom.motion import REACH, phantom_track
 from thnerf.phantom.shading import shade
 from thnerf.phantom.speech import speak
 
@@ -183,20 +183,22 @@ def utterance(text: str, voice: str, rate: int, fps: float, pitch: int = 50) -> 
 
 
 def make_phantom(out: Path, text: str | None = None, seed: int = 0, identity: int = 0, size: int = 256, fps: float = 25,
-                 voice: str = "en-us", rate: int = 155) -> dict:
+                 voice: str = "en-us", rate: int = 155, reach: tuple[float, float, float] = REACH) -> dict:
     """Make a synthetic talking person in the folder `out`: video.mp4 (with sound), audio.wav, track.npz (exact truth), phantom.json.
 
-    seed: of the motion. identity: of the person. Returns {frames, seconds, size, fps, identity, seed, text, video, audio, track}.
-    Raises InputError for bad text, voice or size.
+    seed: of the motion. identity: of the person. reach: degrees of yaw, pitch and roll that the head keeps within. Returns {frames, seconds, size, fps, identity, seed, text, video, audio, track}.
+    Raises InputError for bad text, voice, size or reach.
     """
     if size < 64 or size % 2:
         raise InputError(f"--size must be an even number of at least 64 pixels, not {size}")
     if not 1 <= fps <= 240:
         raise InputError(f"--fps must lie between 1 and 240, not {fps}")
+    if not all(0 <= angle <= 60 for angle in reach):
+        raise InputError(f"--reach takes yaw, pitch and roll of 0 to 60 degrees, not {' '.join(f'{a:g}' for a in reach)}")
     out, text = Path(out), DEFAULT_TEXT if text is None else text
     model = load_model("default")
     samples, sample_rate, phonemes = utterance(text, voice, rate, fps)
-    track = phantom_track(phonemes, samples, sample_rate, model, identity_shape(model, identity), seed=seed, fps=fps, size=size)
+    track = phantom_track(phonemes, samples, sample_rate, model, identity_shape(model, identity), seed=seed, fps=fps, size=size, reach=reach)
     track = track.replace(meta={**track.meta, "identity": int(identity), "text": text})
     write_sound(out / "audio.wav", samples, sample_rate)
     track.save(out / "track.npz")
