@@ -46,6 +46,26 @@ def measured(truth, render):
     return m
 
 
+def jaw_face(size=128):
+    """(68,2) px points with a jaw line of 17 points on a half circle around the middle."""
+    points = face([6.0])[0]
+    angle = np.linspace(0, np.pi, 17)
+    points[:17] = size / 2 + 0.35 * size * np.stack([-np.cos(angle), np.sin(angle)], 1)
+    return points
+
+
+def blinking(opening):
+    """(T,68,2) px points whose lid gap is `opening` (T,) of an eye 20 px wide."""
+    points = np.repeat(face([3.0]), len(opening), 0)
+    for corner, other, uppers, lowers in ((36, 39, (37, 38), (41, 40)), (42, 45, (43, 44), (47, 46))):
+        points[:, corner], points[:, other] = (30 + 2 * (corner - 36), 50), (50 + 2 * (corner - 36), 50)
+        for k, (u, l) in enumerate(zip(uppers, lowers)):
+            points[:, u] = points[:, l] = (36 + 2 * (corner - 36) + 6 * k, 50)
+            points[:, u, 1] -= 20 * np.asarray(opening) / 2
+            points[:, l, 1] += 20 * np.asarray(opening) / 2
+    return points
+
+
 def test_psnr_is_its_definition():
     a, b = picture(), noisy(picture())
     expected = 20 * math.log10(255) - 10 * math.log10(np.mean((a.astype(float) - b.astype(float)) ** 2))
@@ -183,3 +203,80 @@ def test_table_has_a_line_for_each_setting():
     result = {"frames": 120, **{s: block for s in metrics.SETTINGS}, "audio": None, "notes": {"audio": "the footage has no sound"}}
     lines = metrics.format_table(result).splitlines()
     assert len(lines) == 6 and "no sound" in lines[3] and lines[1].startswith("truth")
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_the_seam_band_is_all_that_lies_near_the_jaw_line(size):
+    points = jaw_face(size)
+    band, line = metrics.seam_band(points, size, size), points[3:14]
+    dense = np.concatenate([a + np.linspace(0, 1, 200)[:, None] * (b - a) for a, b in zip(line, line[1:])])
+    rng = np.random.default_rng(0)
+    for y, x in rng.integers(0, size, (400, 2)):
+        distance = np.linalg.norm(dense - (x + 0.5, y + 0.5), axis=1).min()
+        if abs(distance - 10 * size / 256) > 0.05:
+            assert band[y, x] == (distance < 10 * size / 256)
+    assert band.sum() == pytest.approx(2 * 10 * size / 256 * np.linalg.norm(np.diff(line, axis=0), axis=1).sum(), rel=0.2)
+
+
+def test_seam_psnr_sees_the_seam_and_nothing_else():
+    a, points = picture(size=128), jaw_face()
+    band = metrics.seam_band(points, 128, 128)
+    elsewhere, torn = a.copy(), a.copy()
+    elsewhere[~band] = 255 - elsewhere[~band]
+    torn[band] = np.clip(torn[band].astype(int) + 20, 0, 255)
+    assert metrics.psnr_seam(a, elsewhere, points) == math.inf
+    assert metrics.psnr_seam(a, torn, points) == pytest.approx(metrics.psnr(a[band], torn[band])) and metrics.psnr_seam(a, torn, points) < 25
+    assert math.isnan(metrics.psnr_seam(a, torn, np.full((68, 2), np.nan)))
+    assert measured([points] * 3, [points] * 3).result()["psnr_seam"] is None  # equal pictures: infinite
+
+
+def test_a_jaw_that_moves_away_does_not_take_the_band_along():
+    a, points = picture(size=128), jaw_face()
+    shifted = np.roll(a, 6, axis=0)
+    m = Measurement()
+    m.add(a, shifted, points, points + [0, 6])
+    assert m.result()["psnr_seam"] == pytest.approx(metrics.psnr_seam(a, shifted, points)) and m.result()["psnr_seam"] < 40
+
+
+def test_eye_correlation_of_blinks_missed_late_and_mirrored():
+    rng = np.random.default_rng(2)
+    lids = 0.3 - 0.28 * (np.convolve(rng.random(200) > 0.96, np.ones(5), "same") > 0) + rng.normal(0, 0.004, 200)
+    assert metrics.eye_correlation(blinking(lids), blinking(0.1 + 0.5 * lids)) == pytest.approx(1)
+    assert metrics.eye_correlation(blinking(lids), blinking(np.full(200, 0.3))) == 0
+    assert metrics.eye_correlation(blinking(lids), blinking(np.roll(lids, 6))) < 0.5
+    assert metrics.eye_correlation(blinking(lids), blinking(0.4 - lids)) == pytest.approx(-1)
+    assert metrics.eye_correlation(blinking(lids), np.full((200, 68, 2), np.nan)) is None
+
+
+def trembling(images, truth, matte, starts=(0,)):
+    m = Measurement()
+    for a, b in zip(truth, images):
+        m.add(a, b, face([3.0])[0], face([3.0])[0], matte)
+    return m.result(starts)["jitter_background"]
+
+
+def test_background_jitter_is_the_ratio_of_second_differences_outside_the_person():
+    rng = np.random.default_rng(0)
+    matte = np.zeros((64, 64), np.uint8)
+    matte[:, 32:] = 255
+    noise = rng.integers(-8, 9, (12, 64, 64, 3))
+    footage = (120 + noise).astype(np.uint8)
+    assert trembling((120 + 3 * noise).astype(np.uint8), footage, matte) == pytest.approx(3)
+    assert trembling(np.full_like(footage, 120), footage, matte) == 0
+    assert trembling(footage, footage, matte) == pytest.approx(1)
+    person = footage.copy()
+    person[:, :, 32:] = rng.integers(0, 255, person[:, :, 32:].shape)  # what the person does is no matter
+    assert trembling(person, footage, matte) == pytest.approx(1)
+    halo = np.full_like(footage, 120)
+    halo[::2, :, 31] = 255  # one flickering column at the edge of the person
+    assert trembling(halo, footage, matte) > 3
+    assert trembling(footage, np.full_like(footage, 120), matte) is None and trembling(footage, footage, np.full_like(matte, 255)) is None
+
+
+def test_background_jitter_does_not_cross_clip_starts():
+    rng = np.random.default_rng(1)
+    footage = (120 + rng.integers(-8, 9, (12, 32, 32, 3))).astype(np.uint8)
+    cut = footage.copy()
+    cut[6:] += 60
+    matte = np.zeros((32, 32), np.uint8)
+    assert trembling(cut, footage, matte, (0, 6)) == pytest.approx(1) and trembling(cut, footage, matte) > 2

@@ -15,7 +15,7 @@ Frames are processed in blocks, so memory does not grow with the length of the f
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -83,8 +83,11 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
         notes["shuffled"] = "there is no other stretch of footage to take frames from"
     else:
         streams["shuffled"] = frames_at(subject.video_path, other)
+    mattes, unreadable = held_out_mattes(subject, index)
+    if unreadable:
+        notes["jitter_background"] = unreadable
     out.mkdir(parents=True, exist_ok=True)
-    measured = measure(frames_at(subject.video_path, index), streams, detector, len(index), out / "evaluation.mp4", track.fps, sound)
+    measured = measure(frames_at(subject.video_path, index), streams, detector, len(index), out / "evaluation.mp4", track.fps, sound, mattes)
     result: dict[str, Any] = {
         "split": subject.info["split"], "frames": len(index), "size": [track.camera.width, track.camera.height], "clips": len(ranges), "run": out.name,
         "notes": notes, **{name: measured[name].result(starts) if name in measured else None for name in SETTINGS}}
@@ -94,13 +97,14 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
 
 
 def measure(truth: Iterable[np.ndarray], streams: dict[str, Iterable[np.ndarray]], detector: Detector, frames: int, video: Path | None = None,
-            fps: float = 25.0, sound: np.ndarray | None = None) -> dict[str, Measurement]:
+            fps: float = 25.0, sound: np.ndarray | None = None, mattes: Iterable[np.ndarray] | None = None) -> dict[str, Measurement]:
     """Run through all streams of (H,W,3) uint8 frames together; returns a Measurement for 'truth' and each stream.
 
-    The landmarks of every picture come from `detector`, truth included. With `video`, truth, reconstruct and audio are written
+    The landmarks of every picture come from `detector`, truth included. mattes: the truth's, (H,W) uint8, for the jitter of the background. With `video`, truth, reconstruct and audio are written
     side by side with `sound` (samples at SOUND_RATE).
     """
     measured = {name: Measurement() for name in ("truth", *streams)}
+    people = iter(mattes) if mattes is not None else repeat(None)
     sources, real = {name: iter(stream) for name, stream in streams.items()}, iter(truth)
     shown = [name for name in LABELS if name in measured]
     writer = None
@@ -109,9 +113,10 @@ def measure(truth: Iterable[np.ndarray], streams: dict[str, Iterable[np.ndarray]
         while block := list(islice(real, BLOCK)):
             pictures = {"truth": block, **{name: list(islice(source, len(block))) for name, source in sources.items()}}
             points = {name: landmarks68(detector, images) for name, images in pictures.items()}
+            people_here = list(islice(people, len(block)))
             for name, images in pictures.items():
                 for i, image in enumerate(images):
-                    measured[name].add(block[i], image, points["truth"][i], points[name][i])
+                    measured[name].add(block[i], image, points["truth"][i], points[name][i], people_here[i])
             if video is not None and writer is None:
                 writer = side_by_side_writer(video, len(shown), block[0].shape, fps, sound)
             for i in range(len(block) if writer else 0):
@@ -208,14 +213,24 @@ def shuffled_index(subject: Subject, ranges: Sequence[tuple[int, int]]) -> np.nd
     return first + np.arange(count) % (b - first)
 
 
-def frames_at(video: Path, index: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of a video at `index`, in that order, streamed; goes back to the start where the order falls."""
+def held_out_mattes(subject: Subject, index: np.ndarray) -> tuple[Iterator[np.ndarray] | None, str]:
+    """The person mattes (H,W) uint8 of the frames at `index`, or None and the reason why they cannot be read."""
+    mattes = frames_at(subject.matte_path, index, grey=True)
+    try:
+        first = next(mattes)
+    except InputError as error:
+        return None, str(error)
+    return chain([first], mattes), ""
+
+
+def frames_at(video: Path, index: np.ndarray, grey: bool = False) -> Iterator[np.ndarray]:
+    """The frames of a video at `index` (`grey`: (H,W)), in that order, streamed; goes back to the start where the order falls."""
     from render.video import read_frames
 
     position, frame, source = -1, None, iter(())
     for wanted in index:
         if wanted < position or position < 0:
-            source, position = iter(read_frames(video)), -1
+            source, position = iter(read_frames(video, grey=grey)), -1
         while position < wanted:
             frame = next(source, None)
             position += 1

@@ -1,4 +1,4 @@
-"""Picture and landmark metrics on arrays: what each number of metrics.json means, exactly.
+"""Picture, landmark and region metrics on arrays: what each number of metrics.json means, exactly.
 
 Pictures are (H,W,3) uint8 RGB. Landmarks are iBUG-68 points (T,68,2) px, a frame of NaN where the detector
 found no face; landmark metrics leave out frames where either the truth or the render has none (and report how
@@ -9,23 +9,31 @@ of the stretches; nothing temporal crosses one. "None" becomes null in JSON.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 import numpy as np
 
-from recon.landmarks import interocular, mouth_opening
+from recon.landmarks import eye_opening, interocular, mouth_opening
 
 IMAGE_KEYS = ("psnr_full", "psnr_face", "psnr_mouth", "ssim_full", "ssim_face", "ssim_mouth")
 LANDMARK_KEYS = ("lmd_px", "lmd_iod", "mouth_correlation", "jitter_ratio", "av_offset_frames")
-KEYS = IMAGE_KEYS + LANDMARK_KEYS
+REGION_KEYS = ("psnr_seam", "eye_correlation", "jitter_background")
+KEYS = IMAGE_KEYS + LANDMARK_KEYS + REGION_KEYS
 SETTINGS = ("truth", "reconstruct", "audio", "frozen_mouth", "shuffled")
 
 MOUTH = slice(48, 68)
 """iBUG points 49–68, counted from one."""
 STEADY = (36, 39, 42, 45, 27, 28, 29, 30)
 """Eye corners and the bridge of the nose, counted from zero: what does not move with speech."""
+JAW = slice(3, 14)
+"""iBUG points 4–14, counted from one: the jaw line without its ends at the ears. Under it the neck begins."""
 FACE_MARGIN, MOUTH_MARGIN = 0.10, 0.25
+SEAM_WIDTH = 10 / 256
+"""Half width of the band around the neck line, in image heights: 10 px at 256 px."""
+EMPTY_MATTE = 12
+"""A pixel is background where the matte (0 to 255) is at most this (5 %)."""
 LONGEST_LAG = 10
 """Offsets are looked for up to this many frames either way (0.4 s at 25 fps)."""
 _CONSTANT = 1e-6  # a mouth opening (in iod) that varies less than this does not move
@@ -101,6 +109,33 @@ def image_metrics(truth: np.ndarray, image: np.ndarray, points: np.ndarray) -> n
     return out
 
 
+def seam_band(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The pixels around the neck line of a picture, (H,W) bool: those whose centre lies within SEAM_WIDTH of it.
+
+    points (68,2) px. The neck line is the polyline through iBUG points 4–14 (the underside of the jaw), where the head ends over neck and
+    collar; both sides count, and a pixel counts once. All False when one of these points is not finite.
+    """
+    line = points[JAW].astype(np.float64)
+    band = np.zeros((height, width), bool)
+    if not np.isfinite(line).all():
+        return band
+    reach = SEAM_WIDTH * height
+    left, top = np.clip(np.floor(line.min(0) - reach), 0, (width, height)).astype(int)
+    right, bottom = np.clip(np.ceil(line.max(0) + reach), 0, (width, height)).astype(int)
+    centre = np.stack(np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5), -1)
+    for a, b in zip(line, line[1:]):
+        along = b - a
+        part = np.clip((centre - a) @ along / max(along @ along, 1e-12), 0, 1)
+        band[top:bottom, left:right] |= np.linalg.norm(centre - a - part[..., None] * along, axis=-1) <= reach
+    return band
+
+
+def psnr_seam(truth: np.ndarray, image: np.ndarray, points: np.ndarray) -> float:
+    """PSNR (dB) of uint8 pictures in `seam_band` of the truth's landmarks, wherever the render puts its own jaw; NaN without a band."""
+    band = seam_band(points, truth.shape[1], truth.shape[0])
+    return psnr(truth[band], image[band]) if band.any() else math.nan
+
+
 def mean_of_frames(values: np.ndarray) -> float | None:
     """Mean over frames, NaN left out; None when nothing is left or a frame is infinite (PSNR of equal pictures)."""
     kept = values[~np.isnan(values)]
@@ -141,6 +176,46 @@ def mouth_correlation(truth: np.ndarray, render: np.ndarray) -> float | None:
     if not kept.any():
         return None
     return pearson(mouth_opening(truth[kept].astype(np.float64)), mouth_opening(render[kept].astype(np.float64))) or 0.0
+
+
+def eye_correlation(truth: np.ndarray, render: np.ndarray) -> float | None:
+    """Pearson correlation of the eye openings (lid gap / eye width, mean of both eyes, each picture's own) over all frames.
+
+    Neither smoothed nor shifted, so the detector's own noise on the truth lowers it, most where nobody blinks. Pitch of the head narrows both
+    alike and raises it: read it beside `shuffled`. 0 where either is constant; None where no frame has landmarks in both.
+    """
+    kept = both_found(truth, render)
+    if not kept.any():
+        return None
+    a, b = (eye_opening(p[kept].astype(np.float64)).mean(1) for p in (truth, render))
+    known = np.isfinite(a) & np.isfinite(b)
+    return pearson(a[known], b[known]) or 0.0
+
+
+def second_differences(recent: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """How much three frames in a row (truth, image (H,W,3), matte (H,W), all uint8) tremble in the background: sums for truth and image, (2,).
+
+    Sum of squared second differences in time over the pixels that the truth's matte calls background (≤ EMPTY_MATTE) in all three, up to
+    the edge of the person, so that a halo that flickers there counts. NaN without such a pixel.
+    """
+    empty = np.logical_and.reduce([matte <= EMPTY_MATTE for _, _, matte in recent])
+    if not empty.any():
+        return np.full(2, np.nan)
+    series = ([np.asarray(f[i])[empty].astype(np.float32) for f in recent] for i in (0, 1))
+    return np.array([np.square(c - 2 * b + a).sum(dtype=np.float64) for a, b, c in series])
+
+
+def jitter_background(sums: np.ndarray, clip_starts: Sequence[int] = (0,)) -> float | None:
+    """Temporal jitter of the background, render over truth: root of the ratio of the `second_differences` (T,2), row i being frames i−2 to i.
+
+    1 is as restless as the footage, whose sensor and codec noise is never still; 0 is a still picture. Triples do not cross a clip start.
+    None without a triple, or when the truth stands perfectly still.
+    """
+    inside = np.zeros(len(sums), bool)
+    for piece in pieces(len(sums), clip_starts):
+        inside[piece.start + 2 : piece.stop] = True
+    kept = sums[inside & np.isfinite(sums).all(1)].sum(0) if len(sums) else np.zeros(2)
+    return float(math.sqrt(kept[1] / kept[0])) if kept[0] > 0 else None
 
 
 def jitter_ratio(truth: np.ndarray, render: np.ndarray, clip_starts: Sequence[int] = (0,)) -> float | None:
@@ -197,17 +272,24 @@ def pieces(frames: int, clip_starts: Sequence[int]) -> list[slice]:
 
 @dataclass
 class Measurement:
-    """Collects one setting frame by frame; memory per frame is a few hundred bytes of numbers, no picture."""
+    """Collects one setting frame by frame; memory per frame is a few hundred bytes of numbers, no picture but the last three."""
 
     images: list[np.ndarray] = field(default_factory=list)
     truth: list[np.ndarray] = field(default_factory=list)
     render: list[np.ndarray] = field(default_factory=list)
+    seams: list[float] = field(default_factory=list)
+    trembling: list[np.ndarray] = field(default_factory=list)
+    recent: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=lambda: deque(maxlen=3))
 
-    def add(self, truth: np.ndarray, image: np.ndarray, truth_points: np.ndarray, points: np.ndarray) -> None:
-        """One frame: both pictures (H,W,3) uint8, both landmarks (68,2) px or NaN."""
+    def add(self, truth: np.ndarray, image: np.ndarray, truth_points: np.ndarray, points: np.ndarray, matte: np.ndarray | None = None) -> None:
+        """One frame: both pictures (H,W,3) uint8, both landmarks (68,2) px or NaN, the truth's person matte (H,W) uint8 where there is one."""
         self.images.append(image_metrics(truth, image, truth_points))
         self.truth.append(truth_points)
         self.render.append(points)
+        self.seams.append(psnr_seam(truth, image, truth_points))
+        if matte is not None:
+            self.recent.append((truth, image, matte))
+            self.trembling.append(second_differences(self.recent) if len(self.recent) == 3 else np.full(2, np.nan))
 
     def result(self, clip_starts: Sequence[int] = (0,)) -> dict[str, float | int | None]:
         """The block of metrics.json: KEYS, then `landmark_frames` (face found in both) and `box_frames` (in the truth)."""
@@ -217,6 +299,9 @@ class Measurement:
         out["mouth_correlation"] = mouth_correlation(truth, render)
         out["jitter_ratio"] = jitter_ratio(truth, render, clip_starts)
         out["av_offset_frames"] = av_offset(truth, render, clip_starts)
+        out["psnr_seam"] = mean_of_frames(np.array(self.seams))
+        out["eye_correlation"] = eye_correlation(truth, render)
+        out["jitter_background"] = jitter_background(np.array(self.trembling).reshape(-1, 2), clip_starts)
         out["landmark_frames"] = int(both_found(truth, render).sum())
         out["box_frames"] = int(np.isfinite(truth).all((1, 2)).sum())
         return out
@@ -228,8 +313,8 @@ class Measurement:
 
 def format_table(result: dict[str, Any]) -> str:
     """The metrics of `thnerf.evaluate.evaluate` as a table in text; – where a value is null."""
-    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset")
-    digits = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0)
+    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r", "bg jitter")
+    digits = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2)
     lines = [f"{'held-out frames: ' + str(result['frames']):<22}" + "".join(f"{n:>9}" for n in names)]
     for setting in SETTINGS:
         block = result.get(setting)
