@@ -113,7 +113,7 @@ def _grid(layout: HashGridLayout) -> tuple[np.ndarray, ...]:
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: torch.Tensor, tables: torch.Tensor, layout: HashGridLayout, which: np.ndarray) -> torch.Tensor:
-        x, t = positions.detach().contiguous().numpy(), tables.detach().contiguous().numpy()
+        x, t = positions.detach().contiguous().numpy(), tables.detach().float().contiguous().numpy()
         out = np.empty((len(x), layout.channels), np.float32)
         _KERNELS[layout.dimensions][0](x, which, t, *_grid(layout), out)
         ctx.saved = (x, t, layout, which)
@@ -122,7 +122,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, t, layout, which = ctx.saved
-        g = gradient.contiguous().numpy()
+        g = gradient.float().contiguous().numpy()
         dx = dt = None
         if ctx.needs_input_grad[0]:
             dx = np.empty_like(x)
@@ -134,7 +134,7 @@ class _Encode(torch.autograd.Function):
 
 
 def encode(positions: torch.Tensor, tables: torch.Tensor, layout: HashGridLayout, which: torch.Tensor | None = None) -> torch.Tensor:
-    """As `reference.encode`, float32 on the CPU. Raises ValueError unless a level has two features."""
+    """As `reference.encode`, on the CPU; tables in half precision are widened first. Raises ValueError unless a level has two features."""
     if layout.features != 2:
         raise ValueError(f"the numba hash grid holds 2 features per level, not {layout.features}; use the reference backend")
     index = np.zeros(len(positions), np.int32) if which is None else which.to(torch.int32).contiguous().numpy()

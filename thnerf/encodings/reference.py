@@ -10,20 +10,22 @@ from thnerf.encodings.layout import PRIMES, HashGridLayout
 def encode(positions: torch.Tensor, tables: torch.Tensor, layout: HashGridLayout, which: torch.Tensor | None = None) -> torch.Tensor:
     """Look up and interpolate. positions (N,D) in [0,1]; tables (size,) or (B,size), of which sample i uses `which[i]` (0 if None).
 
-    Returns (N, levels·features) of the tables' dtype; differentiable in positions and tables. Multilinear
-    interpolation of the 2^D corners of each level's cell.
+    Returns (N, levels·features) float32 (float64 for float64 tables; half precision is widened); differentiable in
+    positions and tables. Multilinear interpolation of the 2^D corners of each level's cell.
     """
     tables = tables.reshape(-1, layout.size)
-    table_index = torch.zeros(len(positions), dtype=torch.long) if which is None else which.long()
+    tables = tables.float() if tables.dtype in (torch.float16, torch.bfloat16) else tables
+    device = positions.device
+    table_index = torch.zeros(len(positions), dtype=torch.long, device=device) if which is None else which.long()
     features = tables.reshape(len(tables), -1, layout.features)
     out = []
     for level in range(layout.levels):
         grid = positions * float(layout.scales[level]) + 0.5
         cell = torch.floor(grid.detach()).long()
         fraction = grid - cell
-        value = torch.zeros(len(positions), layout.features, dtype=tables.dtype)
+        value = torch.zeros(len(positions), layout.features, dtype=tables.dtype, device=device)
         for corner in range(1 << layout.dimensions):
-            bits = torch.tensor([(corner >> axis) & 1 for axis in range(layout.dimensions)])
+            bits = torch.tensor([(corner >> axis) & 1 for axis in range(layout.dimensions)], device=device)
             weight = torch.where(bits.bool(), fraction, 1 - fraction).prod(-1)
             entry = corner_entry(cell + bits, level, layout)
             value = value + weight[:, None] * features[table_index, entry + int(layout.offsets[level])]
@@ -35,7 +37,7 @@ def corner_entry(corner: torch.Tensor, level: int, layout: HashGridLayout) -> to
     """Integer grid corners (N,D) → entry within the level (N,). Corners past a dense level's edge wrap, as in tiny-cuda-nn."""
     resolution, entries = int(layout.resolutions[level]), int(layout.entries[level])
     if layout.hashed[level]:
-        index = torch.zeros(len(corner), dtype=torch.long)
+        index = torch.zeros(len(corner), dtype=torch.long, device=corner.device)
         for axis in range(layout.dimensions):
             index = index ^ (corner[:, axis] * PRIMES[axis] & 0xFFFFFFFF)
     else:
