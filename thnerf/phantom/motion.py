@@ -59,7 +59,7 @@ def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, m
     camera = phantom_camera(size, frames)
     return Track(
         fps=fps, model_id=model.model_id, camera=camera, shape=shape, expression=expression, rotation=rotation,
-        translation=_place(model, shape, camera, rotation, shift[at]), gaze=np.repeat(gaze[at][:, None], 2, 1), torso=torso[at],
+        translation=place_head(model, shape, camera, rotation) + shift[at], gaze=np.repeat(gaze[at][:, None], 2, 1), torso=torso[at],
         valid=np.ones(frames, bool), expression_names=names, meta={"source": "phantom", "seed": int(seed)})
 
 
@@ -214,8 +214,8 @@ def _torso(angles: np.ndarray, shift: np.ndarray, rng: np.random.Generator) -> n
     return own + follow + breath[:, None] * (0.0, -0.0035, 0.002, 0.0)
 
 
-def _place(model: MorphableModel, shape: np.ndarray, camera: Camera, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Translation (T,3) mm so that the head turns about its neck, at rest where `rest_translation` puts it."""
+def place_head(model: MorphableModel, shape: np.ndarray, camera: Camera, rotation: np.ndarray) -> np.ndarray:
+    """Translation (T,3) mm for rotations (T,3), so that the head turns about its neck, at rest where `rest_translation` puts it."""
     eyes = eye_points(model, shape).mean(0)
     pivot = eyes + _NECK_PIVOT
-    return rest_translation(camera, eyes) + FRONTAL @ pivot - axis_angle_to_matrix(rotation) @ pivot + shift
+    return rest_translation(camera, eyes) + FRONTAL @ pivot - axis_angle_to_matrix(rotation) @ pivot

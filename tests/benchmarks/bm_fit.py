@@ -1,0 +1,265 @@
+"""How well and how fast the fitter tracks: phantoms with exact truth, a still head, real clips, and an Adam fit beside it.
+
+Run: python tests/benchmarks/bm_fit.py --cache FOLDER            (all parts, ten identities)
+     python tests/benchmarks/bm_fit.py --cache FOLDER --parts accuracy --quick     (three identities; seconds once they are cached)
+
+FOLDER keeps rendered clips and their landmarks, so that a change of the solver is measured without rendering again.
+Real clips come from THNERF_FOOTAGE or ../shared/data and are left out where there are none. Prints a table, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import thnerf  # noqa: E402, F401 - before torch: it sets how idle OpenMP threads wait
+
+import numpy as np  # noqa: E402
+from fit_sequences import BLINKS, STILL, Footage, real_clips, real_footage, still_phantom, wide_phantom  # noqa: E402
+
+from recon import landmarks as lm  # noqa: E402
+from recon.config import FitConfig  # noqa: E402
+from recon.model import load_model  # noqa: E402
+from recon.solve import solve  # noqa: E402
+from recon.track import Track  # noqa: E402
+from render.rotations import angle_between, axis_angle_to_matrix, head_angles  # noqa: E402
+
+FOLLOWED = {"jawOpen": ("jawOpen",), "blinks": ("eyeBlinkLeft", "eyeBlinkRight"), "smile": ("mouthSmileLeft", "mouthSmileRight"), "pucker": ("mouthPucker",)}
+WITHHELD = lm.INNER_LIP[1::2]
+
+
+@dataclass
+class Row:
+    """One line of the table: what, what was asked in words, the value, whether it meets the ask (None: nothing was asked)."""
+
+    what: str
+    asked: str
+    value: float
+    met: bool | None
+    note: str = ""
+
+
+def most(what: str, limit: float, value: float, note: str = "") -> Row:
+    """A figure that must not exceed `limit`."""
+    return Row(what, f"<= {limit:g}", float(value), bool(value <= limit), note)
+
+
+def least(what: str, limit: float, value: float, note: str = "") -> Row:
+    """A figure that must reach `limit`."""
+    return Row(what, f">= {limit:g}", float(value), bool(value >= limit), note)
+
+
+def fit(clip: Footage, config: FitConfig = FitConfig(), points: np.ndarray | None = None) -> tuple[Track, dict[str, Any]]:
+    """Solve one sequence."""
+    report: dict[str, Any] = {}
+    points = clip.points if points is None else points
+    return solve(points, clip.valid, clip.starts, 25, clip.width, clip.height, load_model(), config, report), report
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Scale, and source (N,3) moved onto target by the best similarity (Umeyama 1991)."""
+    a, b = source - source.mean(0), target - target.mean(0)
+    U, s, Vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1, 1, np.sign(np.linalg.det(U @ Vt))])
+    scale = float((s * sign).sum() / (a**2).sum())
+    return scale, scale * a @ ((U * sign) @ Vt).T + target.mean(0)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's, over what is finite in both; NaN when one is constant."""
+    good = np.isfinite(a) & np.isfinite(b)
+    return float(np.corrcoef(a[good], b[good])[0, 1]) if good.any() and np.ptp(a[good]) > 0 and np.ptp(b[good]) > 0 else float("nan")
+
+
+def accuracy(cache: Path, identities: int) -> list[Row]:
+    """Wide phantoms against their truth."""
+    model = load_model()
+    face = model.regions["face"]
+    neutral = lambda shape: model.vertices(shape, np.zeros(len(model.expression_names)))[face].astype(np.float64)  # noqa: E731
+    turned, given, focal, lateral, depth, wobble, identity, average, curves, angles, found_all, missing = ([] for _ in range(12))
+    for number in range(identities):
+        clip = wide_phantom(cache, number)
+        truth, use = clip.truth, clip.valid
+        angles.append(np.degrees(head_angles(truth.rotation)))
+        missing.append(1 - use.mean())
+        found, report = fit(clip)
+        turned.append(np.degrees(angle_between(found.rotation, truth.rotation))[use])
+        focal.append(report["focal_px"] / truth.camera.K[0, 0] - 1)
+        exact, mean = neutral(truth.shape), neutral(np.zeros(1))
+        error = lambda vertices: np.linalg.norm(similarity(vertices, exact)[1] - exact, axis=1).mean()  # noqa: B023, E731
+        identity.append(error(neutral(found.shape)))
+        average.append(error(mean))
+        curves.append({name: tuple(np.mean([t.column(n)[use] for n in names], 0) for t in (found, truth)) for name, names in FOLLOWED.items()})
+        found_all.append([(t.expression[use] >= 0.99) for t in (found, truth)])
+        told, _ = fit(clip, FitConfig(focal=float(truth.camera.K[0, 0])))
+        given.append(np.degrees(angle_between(told.rotation, truth.rotation))[use])
+        scale, _ = similarity(neutral(told.shape), exact)
+        place = lambda track: neutral(track.shape).mean(0) @ axis_angle_to_matrix(track.rotation).swapaxes(1, 2) + track.translation  # noqa: E731
+        here, there = place(told)[use], place(truth)[use]
+        off = scale * here - there
+        lateral.append(np.linalg.norm(off[:, :2], axis=1) / there[:, 2] * 100)
+        depth.append(np.abs(off[:, 2]) / there[:, 2] * 100)
+        wobble.append(np.abs((here * there).sum() / (here**2).sum() * here[:, 2] - there[:, 2]) / there[:, 2] * 100)
+    turned, given, lateral, depth, wobble, angles = map(np.concatenate, (turned, given, lateral, depth, wobble, angles))
+    high, true_high = (np.concatenate([pair[i] for pair in found_all]).mean(0) * 100 for i in (0, 1))
+    excess = high - true_high
+    worst = int(excess.argmax())
+    reached = f"yaw {angles[:, 0].min():.0f}..{angles[:, 0].max():.0f}, pitch {angles[:, 1].min():.0f}..{angles[:, 1].max():.0f}"
+    rows = [
+        most("rotation error, median (deg)", 0.8, np.median(turned), f"{len(turned)} frames, {reached}; {np.mean(missing):.1%} without a face"),
+        most("rotation error, 95th percentile (deg)", 2, np.percentile(turned, 95), f"by identity {np.min(worst_by(turned, found_all)):.2f} to {np.max(worst_by(turned, found_all)):.2f}"),
+        Row("rotation error with the focal length given, median", "", float(np.median(given)), None, f"95th percentile {np.percentile(given, 95):.2f}"),
+        Row("focal length error, median of |log| (%)", "", float(np.median(np.abs(focal)) * 100), None, f"{min(focal):+.1%} to {max(focal):+.1%}"),
+        most("lateral position, median (% of depth)", 1, np.median(lateral), f"95th percentile {np.percentile(lateral, 95):.2f}"),
+        most("depth, median (%)", 1, np.median(depth), f"95th percentile {np.percentile(depth, 95):.2f}; scale from the identity"),
+        Row("depth with the path's own scale, median (%)", "", float(np.median(wobble)), None, f"95th percentile {np.percentile(wobble, 95):.2f}")]
+    for name in FOLLOWED:
+        single = [correlation(*c[name]) for c in curves]
+        pooled = correlation(*(np.concatenate([c[name][i] for c in curves]) for i in (0, 1)))
+        rows.append(least(f"correlation of {name}", 0.95, pooled, f"by identity median {np.nanmedian(single):.3f}, worst {np.nanmin(single):.3f}"))
+    rows += [
+        most("frames at the upper bound beyond the truth's, worst coefficient (%)", 2, excess[worst], f"{model.expression_names[worst]}; then "
+             + ", ".join(f"{model.expression_names[i]} {excess[i]:.1f}" for i in np.argsort(-excess)[1:4])),
+        most("identity, mean vertex error of the face (mm)", 1.5, np.mean(identity), f"{min(identity):.2f} to {max(identity):.2f}"),
+        most("identity against the mean face (ratio)", 0.5, np.mean(identity) / np.mean(average), f"the mean face is {np.mean(average):.2f} mm off")]
+    return rows
+
+
+def worst_by(values: np.ndarray, parts: list[Any]) -> list[float]:
+    """95th percentile of `values` in each of the parts that they were joined from."""
+    ends = np.cumsum([len(p[0]) for p in parts])
+    return [float(np.percentile(v, 95)) for v in np.split(values, ends[:-1])]
+
+
+def jitter(cache: Path, identities: int) -> list[Row]:
+    """A still head in noise and compression, and its blinks."""
+    shake, raw, kept, unsmoothed = [], [], [], []
+    for number in range(identities):
+        clip = still_phantom(cache, number)
+        for config, rms, amplitude in ((FitConfig(), shake, kept), (FitConfig(pose_smoothing=0, expression_smoothing=0), raw, unsmoothed)):
+            track, _ = fit(clip, config)
+            still = track.rotation[:STILL]
+            U, _, Vt = np.linalg.svd(axis_angle_to_matrix(still).mean(0))
+            centre = U @ Vt
+            lean = np.swapaxes(centre[None], 1, 2) @ axis_angle_to_matrix(still)
+            rms.append(np.degrees(np.sqrt(((np.arccos(np.clip((np.trace(lean, axis1=1, axis2=2) - 1) / 2, -1, 1))) ** 2).mean())))
+            lid = np.mean([track.column("eyeBlinkLeft"), track.column("eyeBlinkRight")], 0)
+            rest = np.median(lid[:STILL])
+            amplitude += [lid[s : s + 6].max() - rest for s in BLINKS]
+    note = f"{identities} identities; rotation about its mean"
+    return [most("still head: pose jitter (deg RMS)", 0.05, np.sqrt(np.mean(np.square(shake))), note),
+            most("still head: jitter against per-frame fitting (ratio)", 0.5, np.sqrt(np.mean(np.square(shake)) / np.mean(np.square(raw))), f"per frame {np.sqrt(np.mean(np.square(raw))):.3f} deg"),
+            least("six-frame blink: amplitude kept (%)", 90, 100 * np.mean(kept), f"worst {100 * min(kept):.0f}; fitted per frame {100 * np.mean(unsmoothed):.0f}")]
+
+
+def landmark_errors(clip: Footage, report: dict[str, Any], rows: Any = slice(0, 468)) -> np.ndarray:
+    """Distances (frames, landmarks) of projected from detected points in interocular distances, in %."""
+    seen = clip.points[clip.valid]
+    return 100 * np.linalg.norm(report["projected"][clip.valid] - seen, axis=-1)[:, rows] / lm.interocular(seen)[:, None]
+
+
+def fit_without(clip: Footage, withheld: tuple[int, ...], rounds: int = 3) -> dict[str, Any]:
+    """A fit that never sees some landmarks: they start between their neighbours on the lip and then follow the model (EM for missing data)."""
+    points, at = clip.points.copy(), [lm.INNER_LIP.index(w) for w in withheld]
+    ring = np.array(lm.INNER_LIP)
+    points[:, list(withheld)] = 0.5 * (points[:, ring[np.array(at) - 1]] + points[:, ring[(np.array(at) + 1) % len(ring)]])
+    for _ in range(rounds):
+        _, report = fit(clip, points=points)
+        points[clip.valid] = np.where(np.isin(np.arange(points.shape[1]), withheld)[None, :, None], report["projected"][clip.valid], points[clip.valid])
+    return report
+
+
+def real(cache: Path, data: Path | None) -> list[Row]:
+    """Real clips: landmarks, saturation, and a second opinion."""
+    rows: list[Row] = []
+    for name, files in (real_clips(data) if data else {}).items():
+        clip = real_footage(cache, name, files)
+        track, report = fit(clip)
+        error, hidden = landmark_errors(clip, report), landmark_errors(clip, fit_without(clip, WITHHELD), list(WITHHELD))
+        high = (track.expression[clip.valid] >= 0.99).mean(0) * 100
+        rows += [most(f"{name}: landmark error, median (% iod)", 1.2, np.median(error), f"mean {error.mean():.2f}; {clip.valid.sum()} frames"),
+                 most(f"{name}: withheld inner-lip points, median (% iod)", 2, np.median(hidden), f"mean {hidden.mean():.2f}"),
+                 most(f"{name}: frames at the upper bound, worst coefficient (%)", 5, high.max(), f"{track.expression_names[int(high.argmax())]}; {(high > 5).sum()} above")]
+        for what, columns in (("jawOpen", ("jawOpen",)), ("blinks", ("eyeBlinkLeft", "eyeBlinkRight"))):
+            image, video = (np.mean([clip.reference[mode][c] for c in columns], 0) for mode in ("image", "video"))
+            ours = np.mean([track.column(c) for c in columns], 0)
+            rows.append(least(f"{name}: {what} against the reference's", 0.8, correlation(ours, image), f"reference, IMAGE against VIDEO {correlation(image, video):.3f}"))
+    return rows
+
+
+def speed(cache: Path, data: Path | None) -> list[Row]:
+    """Solve of a 50 s clip, and the whole fit of one where there is footage."""
+    clips = real_clips(data) if data else {}
+    if "macron" in clips:
+        clip = real_footage(cache, "macron", clips["macron"])
+    else:
+        parts = [wide_phantom(cache, n) for n in range(3)]
+        clip = Footage("phantoms", np.concatenate([p.points for p in parts] * 4), np.concatenate([p.valid for p in parts] * 4), parts[0].width, parts[0].height)
+    seconds = min(fit(clip)[1]["seconds"] for _ in range(2))
+    rows = [least("solve (frames/s)", 250, len(clip.valid) / seconds, f"{len(clip.valid)} frames in {seconds:.2f} s, best of 2")]
+    if "macron" in clips:
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "thnerf.cli", "fit", str(clips["macron"][0]), "--out", folder + "/subject"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL,
+                           env={**os.environ, "THNERF_QUIET": "1"})
+            rows.append(most("fit of a 50 s clip, end to end (s)", 60, time.perf_counter() - begun, "with the start of Python"))
+    return rows
+
+
+def adam(cache: Path, budget: float) -> list[Row]:
+    """The baseline on one phantom: time until it is as good as ours, in landmarks and in pose."""
+    from fit_adam import AdamFit
+
+    clip = wide_phantom(cache, 0)
+    focal = float(clip.truth.camera.K[0, 0])
+    fit(clip, FitConfig(focal=focal))  # once before, so that no import is timed
+    begun = time.perf_counter()
+    ours, report = fit(clip, FitConfig(focal=focal))
+    seconds, use = time.perf_counter() - begun, clip.valid
+    aim = float(landmark_errors(clip, report).mean()) / 100
+    turn = float(np.degrees(np.median(angle_between(ours.rotation, clip.truth.rotation)[use])))
+    curve = AdamFit(clip.points[use], np.array([clip.width, clip.height]) / 2, focal, load_model()).run(budget)
+    best = min(e for _, e in curve)
+    reached = next((s for s, e in curve if e <= aim), None)
+    near = next(s for s, e in curve if e <= 1.05 * best)
+    note = f"ours {100 * aim:.2f} % iod in {seconds:.2f} s (rotation {turn:.2f} deg); Adam's best {100 * best:.2f} % in {budget:g} s"
+    return [Row("Adam: time to our landmark error, against our time (ratio)" if reached else "Adam: does not reach our landmark error; time spent, against ours", "",
+                (reached or curve[-1][0]) / seconds, None, note),
+            Row("Adam: time to within 5 % of its own best, against our time", "", near / seconds, None, f"{near:.1f} s")]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=Path("bm_fit"), help="folder for rendered clips and landmarks")
+    parser.add_argument("--parts", nargs="+", default=["accuracy", "jitter", "real", "speed", "adam"], choices=["accuracy", "jitter", "real", "speed", "adam"])
+    parser.add_argument("--identities", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="three identities")
+    parser.add_argument("--adam-seconds", type=float, default=60.0, help="budget of the baseline")
+    args = parser.parse_args()
+    identities = 3 if args.quick else args.identities
+    data = next((Path(p) for p in (os.environ.get("THNERF_FOOTAGE"), ROOT.parent / "shared" / "data") if p and Path(p).is_dir()), None)
+    work: dict[str, Callable[[], list[Row]]] = {
+        "accuracy": lambda: accuracy(args.cache, identities), "jitter": lambda: jitter(args.cache, min(3, identities)), "real": lambda: real(args.cache, data),
+        "speed": lambda: speed(args.cache, data), "adam": lambda: adam(args.cache, args.adam_seconds)}
+    rows = [row for part in args.parts for row in work[part]()]
+    print("| figure | asked | measured | |\n|---|---|---|---|")
+    for row in rows:
+        mark = "" if row.met is None else "met" if row.met else "**missed**"
+        print(f"| {row.what} | {row.asked} | {row.value:.3g} {mark} | {row.note} |")
+    print(json.dumps([vars(row) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()
