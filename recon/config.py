@@ -36,6 +36,8 @@ class FitConfig:
     """H.264 quality of video.mp4: lower is better and larger."""
     overlay: bool = True
     """Whether to write overlay.mp4 (mesh and landmarks on the footage) and curves.png."""
+    fix_sync: bool = False
+    """Move audio.wav by the A/V offset that fit measures, in whole frames; offsets within the measurement's error stay."""
     consent: str = ""
     """A note on the consent of the person shown, kept in subject.json."""
 

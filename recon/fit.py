@@ -21,6 +21,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from recon import sync
 from recon.assets import asset
 from recon.config import FitConfig
 from recon.landmarks import load_detector
@@ -29,6 +30,7 @@ from recon.subject import Subject, make_split, write_subject
 from recon.track import Track
 from render.files import InputError, atomic_path, read_json, write_json
 from render.progress import progress, timed
+from render.sound import resample_audio
 from render.video import VideoWriter, crop_square, probe, read_audio_track, read_frames
 
 VERSION = 2  # raise when a change here or in the solver should make old subjects be fitted again
@@ -95,6 +97,7 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
     if "publish" not in work.record():
         _detect(work)
         _crop(work)
+        _sync(work)
         _solve(work)
         _pictures(work)
         work.note("publish")
@@ -110,9 +113,10 @@ def _say(text: str) -> None:
 def _fingerprint(clips: Iterable[Path], config: FitConfig) -> str:
     """Identifies footage and settings; changes with content-relevant ones only."""
     model = asset("face_model.npz") if config.model == DEFAULT_MODEL else Path(config.model)
+    settings = {k: v for k, v in config.as_dict().items() if k != "fix_sync" or v}  # at its default it changes nothing: older fits stay valid
     files = [*clips, *(p for p in (model, Path(config.detector)) if p.is_file())]
     stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return hashlib.sha256(json.dumps([VERSION, stats, config.as_dict()], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([VERSION, stats, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _finished(work: _Work) -> bool:
@@ -259,11 +263,16 @@ def _train_frames(starts: Sequence[int], frames: int, valid: np.ndarray) -> np.n
     return train[valid[train]] if valid[train].any() else train
 
 
-def _sound(work: _Work, clips: Sequence[dict[str, Any]]) -> bool:
-    """audio.wav, mono 16 bit, every clip exactly as long as its frames; False when no clip has sound."""
+def _sound(work: _Work, clips: Sequence[dict[str, Any]], shift: int = 0) -> bool:
+    """audio.wav, mono 16 bit, every clip exactly as long as its frames; False when no clip has sound.
+
+    shift: frames by which the footage's sound is late; that much is taken out of each clip's start (or put in, when negative).
+    """
     import soundfile
 
-    tracks = [read_audio_track(c["source"], RATE, c["frames"] / work.config.fps) for c in clips]
+    late, fps = round(shift / work.config.fps * RATE), work.config.fps
+    tracks = [read_audio_track(c["source"], RATE, c["frames"] / fps + max(0, late) / RATE) for c in clips]
+    tracks = [None if t is None else t[late:] if late > 0 else np.pad(t, (-late, 0)) for t in tracks]
     if all(t is None for t in tracks):
         _say("the footage has no sound; the subject can be fitted and rendered, but not learn to speak")
         return False
@@ -276,6 +285,43 @@ def _sound(work: _Work, clips: Sequence[dict[str, Any]]) -> bool:
     with atomic_path(work.folder / "audio.wav") as temporary:
         soundfile.write(temporary, np.clip(samples, -1, 1), RATE, subtype="PCM_16")
     return True
+
+
+def _sync(work: _Work) -> None:
+    """The A/V offset of the training frames, and with fix_sync a shifted audio.wav."""
+    record = work.record()
+    if "sync" in record:
+        return
+    values: dict[str, Any] = {"av_offset_frames": None, "av_offset_confidence": 0.0, "av_shift_frames": 0}
+    if record["video"]["has_audio"]:
+        starts, frames = record["video"]["starts"], record["video"]["frames"]
+        with np.load(work.folder / "landmarks.npz") as data:
+            points, valid = data["points"], data["valid"]
+        sound = resample_audio(read_sound(work.folder / "audio.wav"), RATE, sync.RATE)
+        found = sync.measure_sync(points, valid, sound, work.config.fps, make_split(tuple(starts), frames)["train"])
+        values = {"av_offset_frames": found.offset, "av_offset_confidence": found.confidence, "av_shift_frames": found.shift if work.config.fix_sync else 0,
+                  "curve": [found.lags.tolist(), found.score.round(4).tolist()]}
+        if work.config.fix_sync:
+            _sound(work, record["landmarks"]["clips"], found.shift)  # from the footage again, so that a repetition shifts once
+        _say(sync_note(found, work.config.fix_sync))
+    work.note("sync", **values)
+
+
+def sync_note(found: sync.Sync, fixed: bool) -> str:
+    """One sentence on a measured A/V offset, with what to do about it."""
+    if found.offset is None:
+        return "the A/V offset cannot be measured: too little speech, or sound and lips do not belong together"
+    if not found.shift:
+        return f"sound and lips are in time (offset {found.offset:+.1f} frames)"
+    where = f"the sound is {'late' if found.offset > 0 else 'early'} by {abs(found.offset):.1f} frames"
+    return f"{where}; moved by {abs(found.shift)} frames" if fixed else f"{where}; correct it with --fix-sync"
+
+
+def read_sound(path: Path) -> np.ndarray:
+    """(S,) float32 samples of a mono wav that fit wrote."""
+    import soundfile
+
+    return soundfile.read(path, dtype="float32")[0]
 
 
 def _solve(work: _Work) -> None:
@@ -309,7 +355,7 @@ def _solve(work: _Work) -> None:
         "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": report["landmark_error_px"],
         "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "detect_fps": frames / detect,
         "solve_fps": frames / report["seconds"], "fit_fps": frames / (detect + report["seconds"] + matte),
-        "matte_fps": frames / matte, "notes": record["landmarks"]["notes"]})
+        "matte_fps": frames / matte, **{k: record["sync"][k] for k in ("av_offset_frames", "av_offset_confidence", "av_shift_frames")}, "notes": record["landmarks"]["notes"]})
     work.note("track", error=np.nan_to_num(error).round(3).tolist())
 
 
