@@ -302,7 +302,7 @@ def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, cli
     gaze, looks = np.zeros((len(t), 2, 2)), None
     if points.shape[1] == 478 and model.eye_centres is not None:
         gaze = _gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
-        looks = _looks(names, gaze)
+        looks = looks_of(names, gaze)
     for chunk in _chunks(problem):
         e[chunk] = _fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
                                     None if looks is None else looks[chunk])
@@ -347,7 +347,7 @@ def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.nda
     return np.clip(whittaker(gaze, 0.3 * per_second, clip_starts), -0.7, 0.7)
 
 
-def _looks(names: tuple[str, ...], gaze: np.ndarray) -> np.ndarray:
+def looks_of(names: tuple[str, ...], gaze: np.ndarray) -> np.ndarray:
     """The eyeLook coefficients that belong to a gaze, (T,E) with NaN for all others."""
     out = np.full((len(gaze), len(names)), np.nan)
     for side, (label, outward) in enumerate((("Left", 1), ("Right", -1))):

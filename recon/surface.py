@@ -24,10 +24,10 @@ def similarity(source: np.ndarray, target: np.ndarray, weights: np.ndarray | Non
     return scale, R, b - scale * R @ a
 
 
-def closest_points(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> tuple[Embedding, np.ndarray]:
+def closest_points(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None = None) -> tuple[Embedding, np.ndarray]:
     """The nearest points (N,3) have on a mesh, as faces and barycentrics, and their distances (N,).
 
-    Exact where the nearest point lies on a triangle of one of the point's nearest vertices, as it does on meshes of even size.
+    normals (N,3): triangles that face away from them are taken only when there is nothing else (lips that touch). Exact where the nearest point lies on a triangle of one of the point's nearest vertices, as it does on meshes of even size.
     """
     from scipy.spatial import cKDTree
 
@@ -43,8 +43,12 @@ def closest_points(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) 
     triangle, point = order[begin[near.ravel()[pair]] + within] // 3, pair // near.shape[1]
     bary = _nearest_on_triangles(points[point], vertices[faces[triangle]])
     distance = np.linalg.norm((vertices[faces[triangle]] * bary[..., None]).sum(1) - points[point], axis=1)
+    rank = distance
+    if normals is not None:
+        edges = vertices[faces[triangle]][:, 1:] - vertices[faces[triangle]][:, :1]
+        rank = distance + 1e6 * ((np.cross(edges[:, 0], edges[:, 1]) * normals[point]).sum(1) <= 0)
     best = np.full(len(points), -1)
-    ranked = np.lexsort((triangle, distance))[::-1]  # the last write wins, so the nearest comes last
+    ranked = np.lexsort((triangle, rank))[::-1]  # the last write wins, so the nearest comes last
     best[point[ranked]] = ranked
     return Embedding(triangle[best].astype(np.int64), bary[best].astype(np.float32)), distance[best]
 
