@@ -47,7 +47,10 @@ class Volume:
 
 @dataclass(frozen=True)
 class Samples:
-    """Packed samples: positions (M,3) float32 in the unit cube, ray (M,) int32, offsets (N+1,) int64."""
+    """Packed samples: positions (M,3) float32 in the unit cube, ray (M,) int32, offsets (N+1,) int64.
+
+    Arrays here; tensors where another backend of `render.marching` made them.
+    """
 
     positions: np.ndarray
     ray: np.ndarray
@@ -190,16 +193,18 @@ def composite_reference(density: torch.Tensor, colour: torch.Tensor, step: float
 
 
 def render_rays(origins: np.ndarray, directions: np.ndarray, volume: Volume,
-                radiance: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], chunk: int = 16384) -> tuple[torch.Tensor, torch.Tensor]:
+                radiance: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], chunk: int = 16384, marching: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Render rays (N,3) with `radiance`: unit positions (M,3) → density (M,), colour (M,3).
 
-    Returns colour (N,3) over black and opacity (N,). Rays go in chunks, so memory does not grow with N.
+    marching: a `render.marching.Marching`, for another backend or device. Returns colour (N,3) over black and opacity (N,).
+    Rays go in chunks, so memory does not grow with N.
     """
     colours, opacities = [], []
+    take, blend = (march, composite) if marching is None else (marching.march, marching.composite)
     for a in range(0, len(origins), chunk):
-        samples = march(origins[a : a + chunk], directions[a : a + chunk], volume)
-        density, colour = radiance(torch.from_numpy(samples.positions))
-        out, transmittance, _ = composite(density, colour, volume.optical_step, samples.offsets)
+        samples = take(origins[a : a + chunk], directions[a : a + chunk], volume)
+        density, colour = radiance(torch.as_tensor(samples.positions))
+        out, transmittance, _ = blend(density, colour, volume.optical_step, samples.offsets)
         colours.append(out)
         opacities.append(1 - transmittance)
     return torch.cat(colours), torch.cat(opacities)

@@ -17,6 +17,7 @@ import torch
 from recon.track import Track
 from render.files import InputError, atomic_path
 from render.march import Volume, render_rays
+from render.marching import load_marching
 from thnerf.config import FieldConfig, TorsoConfig
 from thnerf.dataset import Condition, head_rays, pixel_directions
 from thnerf.encodings import BlendedTables, HashGridLayout
@@ -27,25 +28,36 @@ FORMAT = 1
 
 
 class Avatar:
-    """The learned subject. row: fraction of the image height from which the torso may show. backend: of the encodings."""
+    """The learned subject. row: fraction of the image height from which the torso may show. backend: of the encodings.
+
+    Weights live on `device`; the Triton backend brings its marching along, so that its interpreter can run the whole avatar.
+    """
 
     def __init__(self, head: FieldConfig, torso: TorsoConfig, condition: Condition, volume: Volume, prior: np.ndarray, row: float,
-                 seed: int = 0, backend: str = "auto") -> None:
+                 seed: int = 0, backend: str = "auto", device: torch.device | str = "cpu") -> None:
         torch.manual_seed(seed)
         self.config, self.torso_config, self.condition, self.volume, self.row = head, torso, condition, volume, row
         conditions = condition.matrix.shape[1]
         self.layout = HashGridLayout(3, head.levels, 2, head.log2_entries, head.base_resolution, head.finest_resolution)
         self.torso_layout = HashGridLayout(2, torso.levels, 2, torso.log2_entries, torso.base_resolution, torso.finest_resolution)
-        self.tables = BlendedTables(self.layout, conditions, seed, backend)
-        self.torso_tables = BlendedTables(self.torso_layout, 0, seed + 1, backend)
+        self.device = torch.device(device)
+        self.tables = BlendedTables(self.layout, conditions, seed, backend, device)
+        self.torso_tables = BlendedTables(self.torso_layout, 0, seed + 1, backend, device)
+        self.marching = load_marching("triton" if backend == "triton" else "auto", device)
         self.head = HeadField(self.layout.channels, head.width, prior)
         self.correction = PoseCorrection(6 + conditions)
         self.torso = TorsoField(self.torso_layout.channels, len(condition.torso_mean), 6, torso.width, torch.from_numpy(np.asarray(condition.torso_scale, np.float32)))
+        for module in self.modules.values():
+            module.to(self.device)
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         """The parts that are torch modules, by name."""
         return {"head": self.head, "correction": self.correction, "torso": self.torso}
+
+    def put(self, array: np.ndarray) -> torch.Tensor:
+        """An array as a tensor on the avatar's device (on the CPU it shares its memory)."""
+        return torch.from_numpy(array).to(self.device)
 
     def encode(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
         """Hash features of unit positions (M,3) in blended tables (B,size)."""
@@ -72,25 +84,26 @@ class Avatar:
         origins, matrices = self.correction.apply_to_rays(self.pose_features(pose, psi), *head_rays(part, np.array([0])))
         v, u = (a.ravel() for a in np.mgrid[0:height, 0:width])
         directions = pixel_directions(np.linalg.inv(track.camera.K), u, v) @ matrices[0].T
-        table = self.blend(torch.from_numpy(psi)).detach()
+        table = self.blend(self.put(psi)).detach()
         radiance = lambda x: self.head(self.encode(x, table), x)  # noqa: E731
         self.head.eval()
-        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, radiance)
+        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, radiance, marching=self.marching)
         self.head.train()
-        behind = torch.from_numpy(np.ascontiguousarray(background.reshape(-1, 3), np.float32)).clone()
-        low = torch.from_numpy(np.flatnonzero(v >= self.row * height))
-        if len(low):
-            features = (torch.from_numpy(f).expand(len(low), -1) for f in (self.condition.torso(part), pose))
-            shoulders, cover = self.torso_at(u[low] + 0.5, v[low] + 0.5, width, height, *features)
+        behind = self.put(np.array(background.reshape(-1, 3), np.float32))
+        rows = np.flatnonzero(v >= self.row * height)
+        if len(rows):
+            low = self.put(rows)
+            features = (self.put(f).expand(len(low), -1) for f in (self.condition.torso(part), pose))
+            shoulders, cover = self.torso_at(u[rows] + 0.5, v[rows] + 0.5, width, height, *features)
             behind[low] = behind[low] * (1 - cover[:, None]) + shoulders * cover[:, None]
-        return (colour + (1 - opacity[:, None]) * behind).clamp(0, 1).reshape(height, width, 3).numpy()
+        return (colour + (1 - opacity[:, None]) * behind).clamp(0, 1).reshape(height, width, 3).cpu().numpy()
 
     def torso_at(self, x: np.ndarray, y: np.ndarray, width: int, height: int, torso: torch.Tensor, pose: torch.Tensor,
                  table: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Colour (N,3) and opacity (N,) of the torso at image points x, y (px) with the features of their frames."""
-        uv = torch.from_numpy(np.stack([x / width, y / height], 1).astype(np.float32))
+        uv = self.put(np.stack([x / width, y / height], 1).astype(np.float32))
         if table is None:
-            table = self.torso_tables.blend(torch.zeros(1, 0)).detach()
+            table = self.torso_tables.blend(torch.zeros(1, 0, device=self.device)).detach()
         return self.torso(uv, torso, pose, self.encode_torso(table))
 
     def state(self, training: bool = False) -> dict[str, torch.Tensor]:
@@ -99,7 +112,7 @@ class Avatar:
         out["volume.box"] = torch.from_numpy(np.stack([self.volume.lower, self.volume.upper]))
         out["volume.occupancy"] = torch.from_numpy(self.volume.occupancy.astype(np.uint8))
         for name, module in self.modules.items():
-            out |= {f"{name}.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
+            out |= {f"{name}.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         for name, tables in (("tables", self.tables), ("torso_tables", self.torso_tables)):
             out |= {f"{name}.{k}": v for k, v in tables.state().items() if training or k == "tables"}
         return out
@@ -115,7 +128,7 @@ class Avatar:
         write_tensors(path, self.state(), {**self.header(), **notes})
 
     @classmethod
-    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, str], backend: str = "auto") -> "Avatar":
+    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, str], backend: str = "auto", device: torch.device | str = "cpu") -> "Avatar":
         """Inverse of `state` and `header`. Raises InputError when they do not fit together or are of another version."""
         try:
             about = json.loads(header["avatar"])
@@ -125,7 +138,7 @@ class Avatar:
             condition = Condition(**arrays, expression_names=tuple(about["expression_names"]))
             lower, upper = tensors["volume.box"].numpy()
             volume = Volume(lower, upper, tensors["volume.occupancy"].numpy().astype(bool), about["step"], density_unit=UNIT_MM)
-            avatar = cls(FieldConfig(**about["head"]), TorsoConfig(**about["torso"]), condition, volume, tensors["head.prior"].numpy(), about["row"], backend=backend)
+            avatar = cls(FieldConfig(**about["head"]), TorsoConfig(**about["torso"]), condition, volume, tensors["head.prior"].numpy(), about["row"], backend=backend, device=device)
             for name, module in avatar.modules.items():
                 module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
             for name, tables in (("tables", avatar.tables), ("torso_tables", avatar.torso_tables)):
@@ -137,9 +150,9 @@ class Avatar:
         return avatar
 
     @classmethod
-    def load(cls, path: Path, backend: str = "auto") -> "Avatar":
+    def load(cls, path: Path, backend: str = "auto", device: torch.device | str = "cpu") -> "Avatar":
         """Read weights written by `save`. Raises InputError when they are missing or damaged."""
-        return cls.restore(*read_tensors(path), backend=backend)
+        return cls.restore(*read_tensors(path), backend=backend, device=device)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:

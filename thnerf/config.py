@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from render.files import InputError, atomic_path
+from thnerf.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class TrainConfig:
     run: str = "default"
     """Name of the run, a folder in SUBJECT/runs."""
     device: str = "auto"
-    """auto or cpu."""
+    """auto, cpu or cuda."""
     seed: int = 0
     """Seed of initial values and ray sampling."""
     frames_per_step: int = 2
@@ -133,8 +134,7 @@ class TrainConfig:
             raise InputError(f"--minutes must lie between 0.05 and 100000, not {self.minutes}")
         if self.steps is not None and self.steps < 1:
             raise InputError(f"--steps must be at least 1, not {self.steps}")
-        if self.device not in ("auto", "cpu"):
-            raise InputError(f"--device takes auto or cpu in this version, not {self.device!r}")
+        choose_device(self.device)
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")
         if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:

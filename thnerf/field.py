@@ -108,7 +108,7 @@ class HeadField(torch.nn.Module):
 
     def forward(self, features: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """features (M,C), positions (M,3) in the unit cube → density (M,) per UNIT_MM, colour (M,3) in [0,1]."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.training):
             y = self.last(torch.relu(self.second(torch.relu(self.first(features)))))
         y = y.float()
         return torch.exp((y[:, 0] + self.prior_at(positions)).clamp(-8, 8)), torch.sigmoid(y[:, 1:])
@@ -132,12 +132,12 @@ class PoseCorrection(torch.nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """features (B,C) → (B,6): w, d."""
-        return torch.cat([features, torch.ones(len(features), 1)], 1) @ self.weight
+        return torch.cat([features, torch.ones(len(features), 1, device=features.device)], 1) @ self.weight
 
     @torch.no_grad()
     def apply_to_rays(self, features: np.ndarray, origins: np.ndarray, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Correct ray origins (B,3) mm and the matrices (B,3,3) that turn camera directions into head space."""
-        delta = self.forward(torch.from_numpy(features)).numpy().astype(np.float64)
+        delta = self.forward(torch.from_numpy(features).to(self.weight.device)).cpu().numpy().astype(np.float64)
         moved = origins + np.cross(delta[:, :3], origins) + delta[:, 3:] * UNIT_MM
         turned = matrices + np.cross(delta[:, None, :3], matrices.swapaxes(1, 2)).swapaxes(1, 2)
         return moved.astype(np.float32), turned.astype(np.float32)

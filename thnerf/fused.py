@@ -43,7 +43,7 @@ def _dense(weight, bias, x, y, rectify):
         y0, y1, y2, y3 = y[j], y[j + 1], y[j + 2], y[j + 3]
         for i in range(BLOCK):
             y0[i], y1[i], y2[i], y3[i] = bias[j], bias[j + 1], bias[j + 2], bias[j + 3]
-        for k in range(0, inputs, 4):
+        for k in range(0, inputs - inputs % 4, 4):
             a, b, c, d = x[k], x[k + 1], x[k + 2], x[k + 3]
             w00, w01, w02, w03 = weight[j, k], weight[j, k + 1], weight[j, k + 2], weight[j, k + 3]
             w10, w11, w12, w13 = weight[j + 1, k], weight[j + 1, k + 1], weight[j + 1, k + 2], weight[j + 1, k + 3]
@@ -55,6 +55,13 @@ def _dense(weight, bias, x, y, rectify):
                 y1[i] += w10 * p + w11 * q + w12 * r + w13 * s
                 y2[i] += w20 * p + w21 * q + w22 * r + w23 * s
                 y3[i] += w30 * p + w31 * q + w32 * r + w33 * s
+        for k in range(inputs - inputs % 4, inputs):
+            a, w00, w10, w20, w30 = x[k], weight[j, k], weight[j + 1, k], weight[j + 2, k], weight[j + 3, k]
+            for i in range(BLOCK):
+                y0[i] += w00 * a[i]
+                y1[i] += w10 * a[i]
+                y2[i] += w20 * a[i]
+                y3[i] += w30 * a[i]
         if rectify:
             for i in range(BLOCK):
                 y0[i], y1[i], y2[i], y3[i] = max(y0[i], _ZERO), max(y1[i], _ZERO), max(y2[i], _ZERO), max(y3[i], _ZERO)

@@ -45,9 +45,9 @@ class TorsoField(torch.nn.Module):
 
     def canonical(self, uv: torch.Tensor, torso: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         """Image positions (N,2) in [0,1] with the features of their frame (N,K), (N,P) → positions on the resting torso (N,2) in [0,1]."""
-        angles = uv[:, :, None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES))
+        angles = uv[:, :, None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=uv.device))
         waves = torch.cat([torch.sin(angles), torch.cos(angles)], -1).flatten(1)
-        centred = torch.cat([uv - 0.5, torch.ones(len(uv), 1)], 1)
+        centred = torch.cat([uv - 0.5, torch.ones(len(uv), 1, device=uv.device)], 1)
         moved = torch.einsum("nk,nkd->nd", torso, torch.einsum("kdc,nc->nkd", self.affine, centred)) if torso.shape[1] else 0
         rest = REACH * self.warp_last(torch.relu(self.warp_first(torch.cat([waves, torso, pose], 1))))
         return (MARGIN + (1 - 2 * MARGIN) * (uv + moved + rest)).clamp(0, 1)

@@ -20,12 +20,13 @@ import torch
 from recon.model import MorphableModel
 from recon.subject import Subject
 from render.files import InputError, StageError, atomic_path
-from render.march import composite, dilate, march
+from render.march import dilate
 from render.progress import progress
 from thnerf import losses
 from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
 from thnerf.dataset import TrainingSet, load_training_set, pixel_directions, typical_meshes
+from thnerf.device import choose_device
 from thnerf.field import head_volume
 
 __all__ = ["Trainer", "load_renderer", "train"]
@@ -44,7 +45,7 @@ class Trainer:
         self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
         self.samples_per_ray = 15.0
         self.samples_seen = 0
-        self.cell_weight = np.zeros(avatar.volume.occupancy.size, np.float32)
+        self.cell_weight = torch.zeros(avatar.volume.occupancy.size, device=avatar.device)
         networks = [p for m in (avatar.head, avatar.torso) for p in m.parameters()]
         self.optimizer = torch.optim.Adam(
             [{"params": networks, "rate": config.network_rate, "decay": 0.1}, {"params": list(avatar.correction.parameters()), "rate": config.pose_rate, "decay": 0.03}],
@@ -56,12 +57,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * group["decay"] ** done
         batch = data.sample(self.rng, config.frames_per_step, int(np.clip(config.samples_per_step / self.samples_per_ray, 1024, 16384)))
-        psi = torch.from_numpy(data.psi[batch.frames])
-        table, torso_table = avatar.blend(psi), avatar.torso_tables.blend(torch.zeros(1, 0))
+        psi, constant = avatar.put(data.psi[batch.frames]), torch.zeros(1, 0, device=avatar.device)
+        table, torso_table = avatar.blend(psi), avatar.torso_tables.blend(constant)
         colour, transmittance, weights, samples = self._head(batch, table)
         behind, cover, low = self._behind(batch, torso_table)
-        rendered, truth = colour + transmittance[:, None] * behind, torch.from_numpy(batch.colour)
-        matte = torch.from_numpy(batch.matte)
+        rendered, truth = colour + transmittance[:, None] * behind, avatar.put(batch.colour)
+        matte = avatar.put(batch.matte)
         seen = 1 - transmittance * (1 - cover)
         image_loss = losses.photometric(rendered, truth)
         loss = 5 * image_loss + config.matte_weight * (losses.matte(seen, matte) + (cover * (matte < 0.05)).mean())
@@ -76,8 +77,8 @@ class Trainer:
         decay = 0.03**done
         avatar.tables.step(table.grad, psi * avatar.config.condition_scale, config.rate * decay, config.conditional_rate * decay)
         if torso_table.grad is not None:
-            avatar.torso_tables.step(torso_table.grad, torch.zeros(1, 0), config.rate * decay, 0.0)
-        self._watch_occupancy(samples.positions, weights.numpy())
+            avatar.torso_tables.step(torso_table.grad, constant, config.rate * decay, 0.0)
+        self._watch_occupancy(samples.positions, weights)
         self.samples_per_ray = 0.9 * self.samples_per_ray + 0.1 * max(1.0, len(samples.positions) / len(batch.u))
         self.samples_seen += len(samples.positions)
         return {"loss": float(loss.detach()), "psnr": losses.psnr(float((rendered.detach() - truth).square().mean()))}
@@ -89,40 +90,40 @@ class Trainer:
         origins, matrices = avatar.correction.apply_to_rays(features, data.origins[batch.frames], data.matrices[batch.frames])
         pixels = pixel_directions(data.pixel_to_camera, batch.u, batch.v)
         directions = np.einsum("rij,rj->ri", matrices[batch.slot], pixels)
-        samples = march(origins[batch.slot], directions, avatar.volume, self.rng.random(len(batch.u), dtype=np.float32), avatar.config.samples_per_ray)
-        which = torch.from_numpy(batch.slot[samples.ray])
-        x = y = torch.from_numpy(samples.positions)
+        samples = avatar.marching.march(origins[batch.slot], directions, avatar.volume, self.rng.random(len(batch.u), dtype=np.float32), avatar.config.samples_per_ray)
+        which = avatar.put(batch.slot)[samples.ray]
+        x = y = samples.positions
         if self.steps >= _POSE_FROM:
-            box = torch.from_numpy(avatar.volume.lower), torch.from_numpy(avatar.volume.upper)
-            y = avatar.correction.attach(torch.from_numpy(features), x, which, *box)
+            box = avatar.put(avatar.volume.lower), avatar.put(avatar.volume.upper)
+            y = avatar.correction.attach(avatar.put(features), x, which, *box)
         density, rgb = avatar.head(avatar.encode(y, table, which), x)
-        return *composite(density, rgb, avatar.volume.optical_step, samples.offsets), samples
+        return *avatar.marching.composite(density, rgb, avatar.volume.optical_step, samples.offsets), samples
 
     def _behind(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is behind the head: torso over background (R,3), the torso's opacity (R,), and which rays may show it."""
         data, avatar = self.data, self.avatar
         height, width = data.images.shape[1:3]
-        plate = torch.from_numpy(data.background[batch.v, batch.u])
+        plate = avatar.put(data.background[batch.v, batch.u])
         rows = np.flatnonzero(batch.v >= avatar.row * height)
-        low = torch.from_numpy(rows)
-        cover = torch.zeros(len(plate))
+        low = avatar.put(rows)
+        cover = torch.zeros(len(plate), device=avatar.device)
         if len(rows):
             frame = batch.frames[batch.slot[rows]]
-            features = torch.from_numpy(data.torso[frame]), torch.from_numpy(data.pose[frame])
+            features = avatar.put(data.torso[frame]), avatar.put(data.pose[frame])
             rgb, alpha = avatar.torso_at(batch.u[rows] + 0.5, batch.v[rows] + 0.5, width, height, *features, table)
             cover = cover.index_copy(0, low, alpha)
             plate = plate.index_copy(0, low, plate[low] * (1 - alpha[:, None]) + rgb * alpha[:, None])
         return plate, cover, low
 
-    def _watch_occupancy(self, positions: np.ndarray, weights: np.ndarray) -> None:
+    def _watch_occupancy(self, positions: torch.Tensor, weights: torch.Tensor) -> None:
         """Remember how much each cell contributes, and from time to time drop the cells that never do."""
         volume = self.avatar.volume
         G = len(volume.occupancy)
         if self.steps % 2 == 0:
-            cell = np.minimum((positions * G).astype(np.int32), G - 1)
-            np.maximum.at(self.cell_weight, (cell[:, 0] * G + cell[:, 1]) * G + cell[:, 2], weights)
+            cell = (positions * G).long().clamp_max(G - 1)
+            self.cell_weight.scatter_reduce_(0, (cell[:, 0] * G + cell[:, 1]) * G + cell[:, 2], weights, "amax")
         if self.steps % _PRUNE_EVERY == 0:
-            volume.occupancy[...] &= dilate((self.cell_weight > _PRUNE_BELOW).reshape(volume.occupancy.shape), 1)
+            volume.occupancy[...] &= dilate((self.cell_weight > _PRUNE_BELOW).cpu().numpy().reshape(volume.occupancy.shape), 1)
             self.cell_weight *= _PRUNE_DECAY
 
     def _bad_step(self) -> None:
@@ -133,23 +134,23 @@ class Trainer:
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Everything needed to go on, as tensors and a header."""
         tensors = self.avatar.state(training=True)
-        tensors["trainer.cell_weight"] = torch.from_numpy(self.cell_weight)
+        tensors["trainer.cell_weight"] = self.cell_weight.cpu()
         for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": v if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
+            tensors |= {f"adam.{i}.{k}": v.cpu() if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
         progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen")}
         progress_made["rng"] = self.rng.bit_generator.state
         return tensors, {**self.avatar.header(), "trainer": json.dumps(progress_made)}
 
     @classmethod
-    def resume(cls, data: TrainingSet, config: TrainConfig, path: Path) -> "Trainer":
+    def resume(cls, data: TrainingSet, config: TrainConfig, path: Path, backend: str = "auto") -> "Trainer":
         """Inverse of `state`, from a file. Raises InputError when it is damaged."""
         tensors, header = read_tensors(path)
-        trainer = cls(data, Avatar.restore(tensors, header), config)
+        trainer = cls(data, Avatar.restore(tensors, header, backend, choose_device(config.device)), config)
         made = json.loads(header["trainer"])
         trainer.steps, trainer.elapsed = made["steps"], made["elapsed"]
         trainer.samples_per_ray, trainer.samples_seen = made["samples_per_ray"], made["samples_seen"]
         trainer.rng.bit_generator.state = made["rng"]
-        trainer.cell_weight = tensors["trainer.cell_weight"].numpy().copy()
+        trainer.cell_weight = tensors["trainer.cell_weight"].to(trainer.avatar.device, copy=True)
         adam: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("adam."):
@@ -160,12 +161,13 @@ class Trainer:
         return trainer
 
 
-def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -> Trainer:
-    """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed."""
+def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig, backend: str = "auto") -> Trainer:
+    """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed. backend: of the encodings."""
     meshes = typical_meshes(data.track, data.index, model)
     points = model.points(meshes, "ibug68")
     volume, prior = head_volume(meshes, model.faces, points[:, :17], float(points[0, 36:48, 1].mean()), config.head.occupancy, config.head.step_mm)
-    return Trainer(data, Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed), config)
+    avatar = Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed, backend, choose_device(config.device))
+    return Trainer(data, avatar, config)
 
 
 def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = None) -> Path:
@@ -312,7 +314,11 @@ def write_preview(trainer: Trainer, path: Path, count: int = 3) -> None:
 
 
 def load_renderer(run_dir: Path, subject: Subject, device: str = "auto") -> Any:
-    """The renderer of a trained run; see `thnerf.renderer.HeadRenderer`."""
+    """The renderer of a trained run: `thnerf.renderer.HeadRenderer` on the CPU, `thnerf.renderer_cuda.CudaRenderer` on CUDA."""
+    if choose_device(device).type == "cuda":
+        from thnerf.renderer_cuda import CudaRenderer
+
+        return CudaRenderer.load(Path(run_dir), subject)
     from thnerf.renderer import HeadRenderer
 
-    return HeadRenderer.load(Path(run_dir), subject, device)
+    return HeadRenderer.load(Path(run_dir), subject, "cpu")

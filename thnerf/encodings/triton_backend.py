@@ -187,6 +187,6 @@ def _adam(tables, first, second, gradients, coefficients, rates, count, width, b
 def adam_step(tables: torch.Tensor, first: torch.Tensor, second: torch.Tensor, gradients: torch.Tensor, coefficients: torch.Tensor,
               rates: torch.Tensor, betas: tuple[float, float], step: int) -> None:
     """As `reference.adam_step`, in place."""
-    (count, width), (b1, b2), block = tables.shape, betas, 256
-    _adam[(triton.cdiv(count, block),)](tables, first, second, gradients.contiguous(), coefficients.contiguous(), rates, count, width, len(coefficients),
-                                        b1, b2, 1 / (1 - b1**step), 1 / (1 - b2**step), triton.next_power_of_2(width), block)
+    (count, width), (b1, b2) = tables.shape, betas
+    _adam[(triton.cdiv(count, _BLOCK),)](tables, first, second, gradients.contiguous(), coefficients.contiguous(), rates, count, width, len(coefficients),
+                                        b1, b2, 1 / (1 - b1**step), 1 / (1 - b2**step), triton.next_power_of_2(width), _BLOCK)
