@@ -24,7 +24,7 @@ setup(
         "tensorboard>=2.16", "espeakng-loader>=0.2.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "h5py>=3.10"],
+        "test": ["pytest>=8", "OpenEXR>=3.3", "h5py>=3.10"],
         "models": ["h5py>=3.10"],
         "face-alignment": ["face-alignment>=1.4"],
         "cuda": ["nerfacc>=0.5.3"],

@@ -50,6 +50,18 @@ class Camera:
         s = np.diag([width / self.width, height / self.height, 1.0])
         return Camera(s @ self.K, self.world_to_camera, width, height)
 
+    def extended(self, width: int, height: int) -> "Camera":
+        """A view (width, height px) that shows all of this one, as large as it goes; what is left over shows more at both sides, or above.
+
+        The picture of this camera lies in the middle of the lower edge, shifted by whole px, so that shoulders stay on the edge of the frame.
+        """
+        scale = min(width / self.width, height / self.height)
+        inner_width, inner_height = round(self.width * scale), round(self.height * scale)
+        inner = self.resized(inner_width, inner_height)
+        shift = np.eye(3)
+        shift[:2, 2] = (width - inner_width) // 2, height - inner_height
+        return Camera(shift @ inner.K, self.world_to_camera, width, height)
+
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (T,N,3) mm → pixels (T,N,2). Points at or behind the camera give NaN."""
         rotation, translation = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]

@@ -109,17 +109,20 @@ class VideoWriter:
 
     def _feed_sound(self, final: bool) -> None:
         """Encode the sound up to the last frame, whole AAC blocks only unless final."""
-        import av
-
         if self._aac is None:
             return
         end = round(self.frames * AUDIO_RATE / self.fps)
         while self._sound.position < end and (final or self._sound.position + 1024 <= end):
             at = self._sound.position
-            block = self._sound.take(min(1024, end - at))
-            frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
+            frame = self._sound_frame(self._sound.take(min(1024, end - at)))
             frame.sample_rate, frame.pts, frame.time_base = AUDIO_RATE, at, Fraction(1, AUDIO_RATE)
             self._send(self._aac, frame)
+
+    def _sound_frame(self, block: np.ndarray) -> Any:
+        """Samples (N,) float32 as the encoder wants them."""
+        import av
+
+        return av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
 
     def _send(self, stream: Any, frame: Any) -> None:
         import av
@@ -151,14 +154,19 @@ class VideoWriter:
                 self._container.close()
 
 
-def _xmp_box() -> bytes:
-    """An ISO media 'uuid' box with the XMP packet that marks synthetic media."""
-    packet = (
+def xmp_packet() -> str:
+    """The XMP packet that marks synthetic media."""
+    return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
         f"<Iptc4xmpExt:DigitalSourceType>{SYNTHETIC}</Iptc4xmpExt:DigitalSourceType>"
-        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>').encode()
+        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>')
+
+
+def _xmp_box() -> bytes:
+    """An ISO media 'uuid' box with that packet."""
+    packet = xmp_packet().encode()
     return (len(packet) + 24).to_bytes(4, "big") + b"uuid" + _XMP_UUID + packet
 
 

@@ -313,7 +313,7 @@ class Measurement:
 
 def format_table(result: dict[str, Any]) -> str:
     """The metrics of `thnerf.evaluate.evaluate` as a table in text; – where a value is null."""
-    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r", "bg jitter")
+    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r", "bg jit")
     digits = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2)
     lines = [f"{'held-out frames: ' + str(result['frames']):<22}" + "".join(f"{n:>9}" for n in names)]
     for setting in SETTINGS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +10,30 @@ import torch
 
 from recon.subject import Subject
 from recon.track import Track
+from render.camera import Camera
 from render.files import InputError
+from render.plane import hang, place, plane_homography
 from thnerf import fused
 from thnerf.avatar import Avatar
 from thnerf.dataset import head_rays, load_background
 from thnerf.encodings import HashGridLayout
 from thnerf.torso import FREQUENCIES, MARGIN, REACH
 
+NECK_MM = 60.0  # the torso hangs this far behind the origin of the head, where neck and collar are
+SHOULDER_FALL = 0.45  # slope at which shoulders go on outside the fitted crop, where nothing is known of them
 STOP = 0.01  # light left behind which a ray is not followed
 
 
 class HeadRenderer:
     """Renders a subject from any Track of the same face model and torso size. Frames do not depend on each other.
 
-    background: default plate (H,W,3) float32 in [0,1], at any size.
+    background: default plate (H,W,3) float32 in [0,1], at any size. camera: the fitted one, whose picture background and torso are;
+    the head is a volume and is seen from any camera, the torso layer hangs as a plane at the depth of the neck, the background stays where it is.
+    Without `camera` every track's own camera counts as the fitted one.
     """
 
-    def __init__(self, avatar: Avatar, background: np.ndarray) -> None:
-        self.avatar, self.background = avatar, np.asarray(background, np.float32)
+    def __init__(self, avatar: Avatar, background: np.ndarray, camera: Camera | None = None) -> None:
+        self.avatar, self.background, self.camera = avatar, np.asarray(background, np.float32), camera
         array = lambda t: np.ascontiguousarray(t.detach().numpy(), np.float32)  # noqa: E731
         head, torso = avatar.head, avatar.torso
         self._head_layers = tuple(array(p) for layer in (head.first, head.second, head.last) for p in (layer.weight, layer.bias))
@@ -34,7 +41,7 @@ class HeadRenderer:
         self._torso_table = array(avatar.torso_tables.tables[:, 0]).reshape(-1, 2)
         channels = avatar.torso_layout.channels
         self._torso_first, self._torso_conditions = array(torso.first.weight[:, :channels]), array(torso.first.weight[:, channels:])
-        self._plates: dict[tuple[int, int], np.ndarray] = {}
+        self._plates: dict[bytes, np.ndarray] = {}
         self._waves: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._order: dict[tuple[int, int], np.ndarray] = {}
 
@@ -44,12 +51,12 @@ class HeadRenderer:
         if device not in ("auto", "cpu"):
             raise InputError(f"--device takes auto or cpu in this version, not {device!r}")
         camera = subject.track.camera
-        return cls(Avatar.load(run_dir / "field.safetensors"), load_background(subject, camera.width, camera.height))
+        return cls(Avatar.load(run_dir / "field.safetensors"), load_background(subject, camera.width, camera.height), camera.at(slice(0, 1)))
 
     def frame(self, track: Track, index: int, background: np.ndarray | None = None) -> np.ndarray:
         """One frame (H,W,3) float32 in [0,1] at the size of the track's camera. background: (H,W,3) float32 in [0,1], else the subject's."""
         colour, opacity = self._person(track, index)
-        plate = self._plate(track) if background is None else _resized(np.asarray(background, np.float32), track)
+        plate = self._plate(track) if background is None else _resized(np.asarray(background, np.float32), track.camera.width, track.camera.height)
         return np.clip(colour + (1 - opacity[..., None]) * plate, 0, 1)
 
     def frame_rgba(self, track: Track, index: int) -> np.ndarray:
@@ -66,13 +73,34 @@ class HeadRenderer:
         condition = self.avatar.condition
         psi, pose, torso = condition.expression(part), condition.pose(part), condition.torso(part)
         colour, opacity = self._render_head(part, psi, pose)
-        row = int(np.ceil(self.avatar.row * track.camera.height - 1e-9))
-        if row < track.camera.height:
-            shade, cover = self._render_torso(part, row, pose, torso)
+        view = self._view(part)
+        width, height = part.camera.width, part.camera.height
+        inner_width, inner_height = view.size
+        row = int(np.ceil(self.avatar.row * inner_height - 1e-9))
+        if row < inner_height:
+            shade, cover = self._render_torso(inner_width, inner_height, row, pose, torso)
+            if not view.whole:
+                layer = np.zeros((inner_height, inner_width, 4), np.float32)
+                layer[row:, :, :3], layer[row:, :, 3] = shade[row:] * cover[row:, :, None], cover[row:]
+                layer = hang(layer, view.homography, width, height, SHOULDER_FALL)
+                row, cover = 0, layer[..., 3]
+                shade = layer[..., :3] / np.maximum(cover, 1e-6)[..., None]
             behind = (1 - opacity[row:]) * cover[row:]
             colour[row:] += behind[..., None] * shade[row:]
             opacity[row:] += behind
         return colour, opacity
+
+    def _view(self, part: Track) -> "_View":
+        """Where the fitted picture lies in this frame's."""
+        camera = part.camera
+        if self.camera is None:
+            return _View((camera.width, camera.height), np.eye(3), True)
+        homography = plane_homography(self.camera, camera, depth=float(part.translation[0, 2]) + NECK_MM)
+        # The layer is drawn at the size it has in the frame, then moved there.
+        scale = float(np.sqrt(abs(np.linalg.det(homography[:2, :2])))) if place(homography) is None else homography[0, 0]
+        size = max(1, round(self.camera.width * scale)), max(1, round(self.camera.height * scale))
+        homography = homography @ np.diag([self.camera.width / size[0], self.camera.height / size[1], 1])
+        return _View(size, homography, size == (camera.width, camera.height) and bool(np.allclose(homography, np.eye(3), atol=1e-6)))
 
     def _render_head(self, part: Track, psi: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         avatar, camera = self.avatar, part.camera
@@ -87,9 +115,8 @@ class HeadRenderer:
             np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, self._head_layers, colour, opacity)
         return colour, opacity
 
-    def _render_torso(self, part: Track, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        avatar, (width, height) = self.avatar, (part.camera.width, part.camera.height)
-        layer = avatar.torso
+    def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        avatar, layer = self.avatar, self.avatar.torso
         conditions = np.concatenate([torso, pose], 1)[0]
         by_column, by_row = self._warp_waves(width, height)
         with torch.no_grad():
@@ -122,22 +149,52 @@ class HeadRenderer:
         return self._order[width, height]
 
     def _plate(self, track: Track) -> np.ndarray:
-        size = track.camera.width, track.camera.height
-        if size not in self._plates:
-            self._plates[size] = _resized(self.background, track)
-        return self._plates[size]
+        """The subject's background as the track's camera shows it when it stands where the fitted one stood; beyond its border blurred."""
+        camera = track.camera
+        key = camera.K.tobytes() + bytes((camera.width, camera.height).__repr__(), "ascii")
+        if key not in self._plates:
+            self._plates[key] = _resized(self.background, camera.width, camera.height) if self.camera is None else _continued(self.background, self.camera, camera)
+        return self._plates[key]
+
+
+@dataclass(frozen=True)
+class _View:
+    """size (width, height) px at which the torso layer is drawn; homography from its pixels to the frame's; whole: it is the frame."""
+
+    size: tuple[int, int]
+    homography: np.ndarray
+    whole: bool
 
 
 def _grid(layout: HashGridLayout) -> tuple[np.ndarray, ...]:
     return layout.scales, layout.resolutions, layout.entries, layout.hashed, layout.offsets
 
 
-def _resized(plate: np.ndarray, track: Track) -> np.ndarray:
-    """A background (H,W,3) at the size of the track's camera."""
-    width, height = track.camera.width, track.camera.height
+def _resized(plate: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A background (H,W,3) at another size."""
     if plate.shape[:2] == (height, width):
         return plate
     from PIL import Image
 
     image = Image.fromarray((np.clip(plate, 0, 1) * 255 + 0.5).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image, np.float32) / 255
+
+
+def _continued(plate: np.ndarray, fitted: Camera, camera: Camera) -> np.ndarray:
+    """A plate (H,W,3) of the fitted camera as another one with the same axes shows it; its border goes on outside, ever more blurred."""
+    from scipy.ndimage import gaussian_filter
+
+    x, y, scale = camera.K[0, 2] - fitted.K[0, 2] * camera.K[0, 0] / fitted.K[0, 0], camera.K[1, 2] - fitted.K[1, 2] * camera.K[1, 1] / fitted.K[1, 1], camera.K[0, 0] / fitted.K[0, 0]
+    x, y, width, height = (int(round(v)) for v in (x, y, fitted.width * scale, fitted.height * scale))
+    inner = _resized(plate, width, height)
+    if (x, y, width, height) == (0, 0, camera.width, camera.height):
+        return inner
+    out = hang(inner, np.array([[1.0, 0, x], [0, 1, y], [0, 0, 1]]), camera.width, camera.height)
+    rows, columns = np.arange(camera.height), np.arange(camera.width)
+    outside = np.maximum(np.maximum(y - rows, rows - (y + height - 1))[:, None], np.maximum(x - columns, columns - (x + width - 1)))
+    for sigma in (4.0, 12.0, 36.0):
+        sigma *= min(width, height) / 256
+        share = np.clip(outside / (2 * sigma), 0, 1)[..., None].astype(np.float32)
+        if share.any():
+            out = (1 - share) * out + share * gaussian_filter(out, (sigma, sigma, 0), mode="nearest")
+    return np.ascontiguousarray(out, np.float32)

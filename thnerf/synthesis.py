@@ -6,23 +6,28 @@ Whatever happens (Ctrl-C, a full disk), the output file is either whole or as it
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Iterator, Protocol
 
 import numpy as np
 
 from recon.subject import Subject
 from recon.track import Track
 from render.files import InputError
+from render.outputs import output_kind, to_uint8
 from render.progress import progress
+from thnerf.background import load_background, resolve_background
 
 AHEAD = 8
 """Rendered frames that may wait for the encoder."""
 SOUND_RATE = 48_000
 POSES = ("audio", "source", "still")
+__all__ = ["POSES", "SOUND_RATE", "Renderer", "load_background", "parse_size", "pose_source", "render_speech", "render_track", "sized", "to_uint8"]
 
 
 class Renderer(Protocol):
@@ -32,53 +37,33 @@ class Renderer(Protocol):
         """Frame `index` of `track` as (H,W,3) float32 in [0,1], over `background` (H,W,3) float32 or the subject's own."""
         ...
 
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """(H,W,3) float in [0,1] → uint8, rounded; values outside are clipped, NaN is black."""
-    return (np.nan_to_num(np.clip(image, 0, 1)) * 255 + 0.5).astype(np.uint8)
-
-
-def load_background(path: str | Path, width: int, height: int) -> np.ndarray:
-    """A picture file scaled to cover width × height and cropped in the middle, (H,W,3) float32 in [0,1].
-
-    EXIF orientation is applied, transparency goes over black. Raises InputError when it is no readable picture.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the background {path} does not exist; give a picture such as room.jpg")
-    try:
-        with Image.open(path) as source:
-            picture = ImageOps.exif_transpose(source).convert("RGBA")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"the background {path} is not a readable picture ({reason}); export it again as PNG or JPEG") from None
-    opaque = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    opaque.alpha_composite(picture)
-    fitted = ImageOps.fit(opaque.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted, np.float32) / 255
+    def frame_rgba(self, track: Track, index: int) -> np.ndarray:
+        """The person alone, (H,W,4) float32 in [0,1]: straight colour and alpha."""
+        ...
 
 
-def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any = None, background: np.ndarray | None = None,
-                 label: str = "render") -> dict[str, Any]:
-    """Render every frame of a track to an H.264 mp4 marked as synthetic media; returns {frames, seconds, fps}, fps = frames per second of work.
+def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any = None, background: np.ndarray | Iterator[np.ndarray] | None = None,
+                 label: str = "render", transparent: bool = False) -> dict[str, Any]:
+    """Render every frame of a track, marked as synthetic media, to what `out` names (see render.outputs); returns {frames, seconds, fps}.
 
-    audio: a sound file, or (samples, rate), muxed as AAC and cut or padded to the frames. background: (H,W,3) float32 in [0,1].
+    fps = frames per second of work. audio: a sound file, or (samples, rate), cut or padded to the frames. background: (H,W,3) float32 in [0,1],
+    an iterator with one for each frame, or None for the subject's own. transparent: write the person alone, with alpha.
     Raises InputError for a track without frames, StageError when the disk is full or the encoder fails.
     """
-    from render.video import VideoWriter
+    from render.outputs import open_output
 
     if not len(track):
         raise InputError("the track has no frames, so there is nothing to render; give longer sound or fit the clip again")
     start = time.perf_counter()
     width, height = track.camera.width, track.camera.height
+    pictures = repeat(background) if background is None or isinstance(background, np.ndarray) else background
     waiting: deque[Future[None]] = deque()
     # The pool is left first, so no thread writes any more when the writer ends or, on an error, throws the file away.
-    with VideoWriter(out, width, height, track.fps, audio=audio, synthetic=True) as writer, ThreadPoolExecutor(1) as pool:
+    with open_output(out, width, height, track.fps, audio=audio, synthetic=True) as writer, ThreadPoolExecutor(1) as pool:
         try:
             for index in progress(range(len(track)), label):
-                waiting.append(pool.submit(writer.write, to_uint8(renderer.frame(track, index, background))))
+                frame = renderer.frame_rgba(track, index) if transparent else renderer.frame(track, index, next(pictures))
+                waiting.append(pool.submit(writer.write, frame))
                 if len(waiting) > AHEAD:
                     waiting.popleft().result()
             while waiting:
@@ -110,12 +95,36 @@ def pose_source(pose: str | Path | Track, subject: Subject) -> str | Track:
     return pose.resample(subject.track.fps)
 
 
+def parse_size(size: str | int | None) -> tuple[int, int] | None:
+    """'512' → (512, 512), '1280x720' → (1280, 720), None → None. Raises InputError for anything else, and outside 32 to 4096 px."""
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", str(size).strip())
+    width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (32 <= width <= 4096 and 32 <= height <= 4096):
+        raise InputError(f"--size takes a number of px or WIDTHxHEIGHT between 32 and 4096, for example 512 or 1280x720, not {str(size)!r}")
+    return width, height
+
+
+def sized(track: Track, size: str | int | None, out: str | Path) -> Track:
+    """The track with its camera at another picture size; the fitted picture stays whole (see `Camera.extended`).
+
+    Raises InputError for a size that cannot be, or an odd one for H.264.
+    """
+    wanted = parse_size(size)
+    if wanted is None:
+        return track
+    if output_kind(out) == "mp4" and (wanted[0] % 2 or wanted[1] % 2):
+        raise InputError(f"H.264 video needs an even width and height, not {wanted[0]}x{wanted[1]}; choose an even --size")
+    return track.replace(camera=track.camera.extended(*wanted))
+
+
 def render_speech(subject: Subject, audio: str | Path, out: str | Path, run: str = "default", pose: str | Path | Track = "audio",
-                  background: str | Path | None = None, seed: int = 0, device: str = "auto") -> dict[str, Any]:
-    """Render the subject speaking a sound file, as long as the sound to within a frame.
+                  background: str | Path | None = None, seed: int = 0, device: str = "auto", size: str | int | None = None) -> dict[str, Any]:
+    """Render the subject speaking a sound file, as long as the sound to within a frame. size: of the picture, '512' or '1280x720'.
 
     Returns {file, frames, video_fps, duration (s of video), seconds (of work, loading included), fps (frames per second of work)}.
-    Raises InputError for unreadable sound, pose or background, an output that is no .mp4, and a run that is missing or has no speech network;
+    Raises InputError for unreadable sound, pose or background, an output of no known kind, and a run that is missing or has no speech network;
     all of it before the first frame is rendered.
     """
     from thnerf.audio import RATE, load_audio
@@ -124,14 +133,14 @@ def render_speech(subject: Subject, audio: str | Path, out: str | Path, run: str
 
     start = time.perf_counter()
     out, run_dir = Path(out), subject.run(run)
-    if out.suffix.lower() != ".mp4":
-        raise InputError(f"the output must be an .mp4, not {out.name!r}")
+    output_kind(out)
     head = pose_source(pose, subject)
     sound = load_audio(audio, SOUND_RATE)
+    view = sized(subject.track[:1], size, out).camera
+    pictures, transparent = resolve_background(background, out, view.width, view.height, subject.track.fps)
     track = predict_track(subject, run_dir, load_audio(audio, RATE), RATE, seed=seed, pose=head)
-    picture = None if background is None else load_background(background, track.camera.width, track.camera.height)
     renderer = load_renderer(run_dir, subject, device)
-    done = render_track(renderer, track, out, (sound, SOUND_RATE), picture)
+    done = render_track(renderer, sized(track, size, out), out, (sound, SOUND_RATE), pictures, transparent=transparent)
     seconds = time.perf_counter() - start
     return {"file": str(out), "frames": len(track), "video_fps": track.fps, "duration": len(track) / track.fps, "seconds": seconds,
             "fps": len(track) / seconds, "render_fps": done["fps"]}
