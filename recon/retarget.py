@@ -8,6 +8,7 @@ same spirit, triangle by triangle). The picture that the camera sees stays where
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from recon.model import Embedding, MorphableModel, load_model
 from recon.quadratic import bounded_minimum
 from recon.smooth import whittaker
 from recon.solve import looks_of
+from recon.subject import Subject
 from recon.surface import closest_points, similarity, warp
 from recon.track import Track
+from render.files import InputError
 from render.raster import vertex_normals
 from render.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
@@ -211,3 +214,26 @@ def _turned(gaze: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     direction = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], -1)
     d = np.einsum("tij,tsj->tsi", rotation, direction)
     return np.stack([np.arctan2(d[..., 0], d[..., 2]), np.arcsin(np.clip(d[..., 1], -1, 1))], -1)
+
+
+def retarget_file(track: Path, model: str, out: Path, source: str | None = None, smoothing: float = 0.04) -> dict[str, Any]:
+    """``thnerf retarget``: read a Track (.npz or subject folder), write it for another model, return the report.
+
+    source: face model of the track, needed when it is neither the default nor a subject's. Raises InputError on bad input.
+    """
+    if out.suffix.lower() != ".npz":
+        raise InputError(f"{out} must end in .npz; a track is written as one")
+    if smoothing < 0:
+        raise InputError("--smoothing must not be negative")
+    subject = Subject.open(track) if track.is_dir() else None
+    found = subject.track if subject else Track.load(track)
+    if source is None and subject is None and found.model_id != load_model().model_id:
+        raise InputError(f"{track} belongs to the face model {found.model_id}; name its file with --source")
+    origin = load_model(source) if source else subject.model if subject else load_model()
+    target = load_model(model)
+    try:
+        result, report = retarget(found, origin, target, smoothing)
+    except ValueError as error:
+        raise InputError(f"{error}; name the right files with --source and --model") from None
+    result.save(out)
+    return {"file": str(out), **report}

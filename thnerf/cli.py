@@ -211,7 +211,62 @@ def phantom(
     return make_phantom(out, text, seed=seed, identity=identity, size=size, fps=fps, reach=reach)
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, train, render, evaluate, export, phantom)}
+def model(
+    action: Positional[Literal["info", "convert"]],
+    path: Positional[str],
+    out: Annotated[Optional[Path], arg(aliases=["-o"])] = None,
+    landmarks: Optional[Path] = None,
+    shared: Shared = Common(),
+) -> dict[str, Any]:
+    """Look into a face model, or convert it to thnerf's own file: FLAME, Basel (2009, 2017, 2019), ICT-FaceKit, GNM.
+
+    Example: thnerf model info default
+    Example: thnerf model convert flame2023.pkl -o flame.npz
+
+    Args:
+        action: info (sizes, names, landmarks, licence) or convert.
+        path: default, a model file, or its folder; docs/models.md lists which files belong together.
+        out: The .npz to write (convert).
+        landmarks: A landmark file instead of those found beside the model.
+    """
+    from recon.formats import describe
+
+    if action == "convert":
+        if out is None:
+            raise InputError("name the file to write: thnerf model convert PATH -o model.npz")
+        return describe.convert(path, out, landmarks)
+    info = describe.describe(describe.open_model(path, landmarks))
+    if not shared.json:
+        print(describe.text(info))
+        return {}
+    return info
+
+
+def retarget(
+    track: Positional[Path],
+    model: str,
+    out: Annotated[Path, arg(aliases=["-o"])],
+    source: Optional[str] = None,
+    smoothing: float = 0.04,
+    shared: Shared = Common(),
+) -> dict[str, Any]:
+    """Re-express a track in another face model, ARKit weights for example; says how far off the faces are, in mm.
+
+    Example: thnerf retarget track.npz --source flame.npz --model default -o arkit.npz
+
+    Args:
+        track: A Track .npz, or a subject folder.
+        model: The face model to re-express it in: default, or a model file.
+        out: The Track .npz to write.
+        source: The face model of the track, where it is neither the default one nor the subject's.
+        smoothing: Zero-lag smoothing of the result, as fit's --expression-smoothing; no clip border is crossed.
+    """
+    from recon.retarget import retarget_file
+
+    return retarget_file(track, model, out, source, smoothing)
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, train, render, evaluate, export, phantom, model, retarget)}
 
 
 def run_command(argv: list[str]) -> int:
