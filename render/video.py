@@ -20,7 +20,7 @@ from render.encode import SYNTHETIC, VideoWriter
 from render.files import InputError
 from render.sound import AUDIO_RATE, decode, fit_length, reason, resample_audio, scaling, sound_blocks
 
-__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "probe", "read_audio_track", "read_frames", "resample_audio", "timestamps"]
+__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "probe", "read_audio_track", "read_frames", "resample_audio", "timed_frames", "timestamps"]
 PathLike = str | os.PathLike[str]
 _LONGEST_GAP = 60.0  # s; a longer jump of the timestamps is a break in the stream, not a held frame
 
@@ -97,6 +97,18 @@ def read_frames(path: PathLike, fps: float | None = None, grey: bool = False) ->
             image = _luma(frame, stream) if grey else _rgb(frame, stream)
             for _ in range(count):
                 yield image
+        if empty:
+            raise InputError(f"{path} contains no frame that can be decoded; export it again as H.264 mp4")
+
+
+def timed_frames(path: PathLike) -> Iterator[tuple[float, np.ndarray]]:
+    """(seconds from the first, frame) of every frame as it was recorded, rising; frames like `read_frames` without fps."""
+    with _open(path) as source:
+        stream = source.streams.video[0]
+        empty = True
+        for frame, when in _timed(decode(source, stream, path), stream):
+            empty = False
+            yield when, _rgb(frame, stream)
         if empty:
             raise InputError(f"{path} contains no frame that can be decoded; export it again as H.264 mp4")
 
