@@ -11,6 +11,7 @@ import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -20,7 +21,7 @@ from render.encode import SYNTHETIC, VideoWriter
 from render.files import InputError
 from render.sound import AUDIO_RATE, decode, fit_length, reason, resample_audio, scaling, sound_blocks
 
-__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "probe", "read_audio_track", "read_frames", "resample_audio", "timed_frames", "timestamps"]
+__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "probe", "read_audio_track", "read_frames", "read_frames_from", "resample_audio", "timed_frames", "timestamps"]
 PathLike = str | os.PathLike[str]
 _LONGEST_GAP = 60.0  # s; a longer jump of the timestamps is a break in the stream, not a held frame
 
@@ -111,6 +112,29 @@ def timed_frames(path: PathLike) -> Iterator[tuple[float, np.ndarray]]:
             yield when, _rgb(frame, stream)
         if empty:
             raise InputError(f"{path} contains no frame that can be decoded; export it again as H.264 mp4")
+
+
+def read_frames_from(path: PathLike, fps: float, start: int) -> Iterator[np.ndarray]:
+    """The frames of `read_frames(path, fps)` from number `start` on, found through a key frame before it where the file allows it."""
+    with _open(path) as source:
+        stream = source.streams.video[0]
+        first = next(decode(source, stream, path), None)
+        if first is not None and first.pts is not None and start > 0:
+            zero = float(first.pts * first.time_base)
+            source.seek(max(0, int((zero + start / fps - 1.0) / stream.time_base)), stream=stream)
+            timed = ((f, float(f.pts * f.time_base) - zero) for f in decode(source, stream, path) if f.pts is not None)
+            held = next(timed, None)
+            if held is not None and 0 <= held[1] <= start / fps - 0.5 / fps:
+                period = 1 / float(_rate(stream))
+                index = max(0, math.ceil((held[1] - 0.5 * min(period, 1 / fps) - 1e-6) * fps - 1e-9))
+                for frame, count in _choose(chain([held], timed), fps, period, index):
+                    index += count
+                    if index > start:
+                        image = _rgb(frame, stream)
+                        for _ in range(min(count, index - start)):
+                            yield image
+                return
+    yield from islice(read_frames(path, fps), start, None)
 
 
 def load_video(path: PathLike, fps: float | None = None, grey: bool = False) -> np.ndarray:
@@ -207,10 +231,10 @@ def _timed(frames: Iterator[Any], stream: Any) -> Iterator[tuple[Any, float]]:
         yield frame, when
 
 
-def _choose(frames: Iterator[tuple[Any, float]], fps: float, period: float) -> Iterator[tuple[Any, int]]:
-    """How often each timed frame is shown at a constant rate; frames that are never shown are left out."""
+def _choose(frames: Iterator[tuple[Any, float]], fps: float, period: float, index: int = 0) -> Iterator[tuple[Any, int]]:
+    """How often each timed frame is shown at a constant rate; frames that are never shown are left out. index: what the first one is shown as."""
     early = 0.5 * min(period, 1 / fps) + 1e-6
-    index, held, at = 0, None, 0.0
+    held, at = None, 0.0
     for frame, when in frames:
         if held is not None:
             count = max(0, math.ceil((when - early) * fps - 1e-9) - index)

@@ -109,11 +109,13 @@ def train(subject: Positional[Path], config: Annotated[TrainConfig, arg(name="")
 
 def render(
     subject: Positional[Path],
-    audio: Annotated[Path, arg(aliases=["-a"])],
+    audio: Annotated[Optional[Path], arg(aliases=["-a"])] = None,
     out: Annotated[Path, arg(aliases=["-o"])] = Path("speech.mp4"),
-    pose: str = "audio",
+    pose: Optional[str] = None,
+    track: Optional[str] = None,
     background: Optional[str] = None,
     size: Optional[str] = None,
+    full_frame: bool = False,
     seed: int = 0,
     shared: SharedRun = RunChoice(),
 ) -> dict[str, Any]:
@@ -127,16 +129,20 @@ def render(
         audio: Any sound file (wav, mp3, flac, the sound of an mp4 …), any rate, channels and length.
         out: What to write, by its ending: .mp4; .mov (ProRes 4444 with alpha and PCM sound); a folder or frames/%05d.png (RGBA pictures);
             frames/%05d.exr (premultiplied linear float RGBA). All but mp4 are transparent unless --background is given.
-        pose: Head pose: audio (predicted), source (from the footage), still, or a Track .npz.
+        pose: Head pose: audio (predicted, the default), source (from the footage), still, or a Track .npz.
+        track: Instead of predicting: fit (the footage's own motion) or the .npz of a Track, edited or retargeted; --audio is then only heard.
         background: own (the footage's, as fitted), none (transparent), green, #RRGGBB, a picture, or a video (begins again where it is too short).
         size: N or WIDTHxHEIGHT, px; the fitted size by default. The whole fitted crop is shown, as large as it fits, on the lower edge; outside
             it nothing is known: the footage's background goes on blurred, the shoulders fall away at a slope.
+        full_frame: Put the picture back into the footage, at its size and frame rate, with a soft edge. The head moves as in the footage
+            (with another pose the shoulders would break at the edge), which plays forward and back while the speech is longer.
         seed: Seed of the predicted head motion, blinks and gaze; the lips do not depend on it.
     """
     from recon.subject import Subject
     from thnerf.synthesis import render_speech
 
-    return render_speech(Subject.open(subject), audio, out, run=shared.run, pose=pose, background=background, seed=seed, device=shared.device, size=size)
+    return render_speech(Subject.open(subject), audio, out, run=shared.run, pose=pose, background=background, seed=seed, device=shared.device, size=size,
+                         full_frame=full_frame, track=track)
 
 
 def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:

@@ -27,7 +27,7 @@ AHEAD = 8
 """Rendered frames that may wait for the encoder."""
 SOUND_RATE = 48_000
 POSES = ("audio", "source", "still")
-__all__ = ["POSES", "SOUND_RATE", "Renderer", "load_background", "parse_size", "pose_source", "render_speech", "render_track", "sized", "to_uint8"]
+__all__ = ["POSES", "SOUND_RATE", "Renderer", "driving_track", "load_background", "parse_size", "pose_source", "render_speech", "render_track", "sized", "to_uint8"]
 
 
 class Renderer(Protocol):
@@ -119,28 +119,81 @@ def sized(track: Track, size: str | int | None, out: str | Path) -> Track:
     return track.replace(camera=track.camera.extended(*wanted))
 
 
-def render_speech(subject: Subject, audio: str | Path, out: str | Path, run: str = "default", pose: str | Path | Track = "audio",
-                  background: str | Path | None = None, seed: int = 0, device: str = "auto", size: str | int | None = None) -> dict[str, Any]:
-    """Render the subject speaking a sound file, as long as the sound to within a frame. size: of the picture, '512' or '1280x720'.
+def driving_track(subject: Subject, text: str | Path | Track) -> Track:
+    """What `--track` means: 'fit' (the footage's own) or the .npz of an edited or retargeted one.
 
-    Returns {file, frames, video_fps, duration (s of video), seconds (of work, loading included), fps (frames per second of work)}.
-    Raises InputError for unreadable sound, pose or background, an output of no known kind, and a run that is missing or has no speech network;
-    all of it before the first frame is rendered.
+    Raises InputError when it is unreadable, empty or of another face model.
     """
-    from thnerf.audio import RATE, load_audio
-    from thnerf.motion import predict_track
+    track = text if isinstance(text, Track) else subject.track if str(text) == "fit" else Track.load(text)
+    if track.model_id != subject.track.model_id:
+        raise InputError(f"the track belongs to the face model {track.model_id} and this subject to {subject.track.model_id}; re-express it with thnerf retarget")
+    if not len(track):
+        raise InputError("the track has no frames, so there is nothing to render; export it again")
+    return track
+
+
+def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, run: str = "default", pose: str | Path | Track | None = None,
+                  background: str | Path | None = None, seed: int = 0, device: str = "auto", size: str | int | None = None, full_frame: bool = False,
+                  track: str | Path | Track | None = None) -> dict[str, Any]:
+    """Render the subject speaking a sound file, as long as the sound to within a frame; or moving as a Track says.
+
+    pose: see `pose_source`, 'audio' by default, 'source' with full_frame. size: of the picture, '512' or '1280x720'. full_frame: put the picture back into the
+    footage. track: see `driving_track`; the sound is then `audio`, or the footage's where the track is as long.
+    Returns {file, frames, video_fps, duration (s of video), seconds (of work, loading included), fps (frames per second of work), render_fps}.
+    Raises InputError for unreadable sound, pose or background, an output of no known kind, a run that is missing or has no speech network,
+    and wishes that exclude each other; all of it before the first frame is rendered.
+    """
     from thnerf.trainer import load_renderer
 
     start = time.perf_counter()
     out, run_dir = Path(out), subject.run(run)
     output_kind(out)
-    head = pose_source(pose, subject)
-    sound = load_audio(audio, SOUND_RATE)
+    if full_frame and (size is not None or background is not None or pose not in (None, "source")):
+        raise InputError("--full-frame has the size, background and head pose of the footage; leave out --size, --background and --pose (or give --pose source)")
+    if track is not None and pose is not None:
+        raise InputError("--track has a head pose already; leave out --pose, or leave out --track")
+    motion = None if track is None else driving_track(subject, track)
+    head = pose_source(pose or ("source" if full_frame else "audio"), subject)
+    sound = _sound(subject, audio, motion)
     view = sized(subject.track[:1], size, out).camera
-    pictures, transparent = resolve_background(background, out, view.width, view.height, subject.track.fps)
-    track = predict_track(subject, run_dir, load_audio(audio, RATE), RATE, seed=seed, pose=head)
-    renderer = load_renderer(run_dir, subject, device)
-    done = render_track(renderer, sized(track, size, out), out, (sound, SOUND_RATE), pictures, transparent=transparent)
+    pictures, transparent = (None, False) if full_frame else resolve_background(background, out, view.width, view.height, (motion or subject.track).fps)
+    if full_frame:
+        from thnerf.fullframe import own_footage, own_pose, source_clips, whole_frames, with_source_pose
+
+        clips = source_clips(subject)
+        if motion is not None:
+            own_pose(motion, subject)
+            motion, pieces = own_footage(motion, clips)
+        else:
+            chosen = max(range(len(clips)), key=lambda k: clips[k].end - clips[k].start)
+            motion, index = with_source_pose(_spoken(subject, run_dir, audio, seed, head, clips[chosen].fps), subject, clips[chosen])
+            pieces = [(chosen, index)]
+        renderer, motion = whole_frames(load_renderer(run_dir, subject, device), motion, clips, pieces)
+    else:
+        motion = sized(motion if motion is not None else _spoken(subject, run_dir, audio, seed, head, None), size, out)
+        renderer = load_renderer(run_dir, subject, device)
+    done = render_track(renderer, motion, out, sound, pictures, transparent=transparent)
     seconds = time.perf_counter() - start
-    return {"file": str(out), "frames": len(track), "video_fps": track.fps, "duration": len(track) / track.fps, "seconds": seconds,
-            "fps": len(track) / seconds, "render_fps": done["fps"]}
+    return {"file": str(out), "frames": len(motion), "video_fps": motion.fps, "duration": len(motion) / motion.fps, "seconds": seconds,
+            "fps": len(motion) / seconds, "render_fps": done["fps"]}
+
+
+def _spoken(subject: Subject, run_dir: Path, audio: str | Path, seed: int, pose: str | Track, fps: float | None) -> Track:
+    """The subject saying a sound file; at its own frame rate, or at `fps`."""
+    from thnerf.audio import RATE, load_audio
+    from thnerf.motion import predict_track
+
+    options = {} if fps is None else {"fps": fps}
+    return predict_track(subject, run_dir, load_audio(audio, RATE), RATE, seed=seed, pose=pose, **options)
+
+
+def _sound(subject: Subject, audio: str | Path | None, motion: Track | None) -> tuple[np.ndarray, int] | None:
+    """Samples and rate of the sound of a video. Raises InputError when a sound is needed and there is none."""
+    from thnerf.audio import load_audio
+
+    if audio is not None:
+        return load_audio(audio, SOUND_RATE), SOUND_RATE
+    if motion is None:
+        raise InputError("say what to speak with --audio FILE, or what to play with --track fit or --track FILE.npz")
+    alike = len(motion) == len(subject.track) and motion.fps == subject.track.fps
+    return (load_audio(subject.audio_path, SOUND_RATE), SOUND_RATE) if alike and subject.has_audio else None
