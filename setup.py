@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.10",
     packages=["thnerf", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "recon", "recon.formats", "render", "thnerf_assets"],
     package_dir={"thnerf_assets": "assets"},
-    package_data={"thnerf_assets": ["*", "demo/*"]},
+    package_data={"thnerf_assets": ["*", "demo/*"], "recon": ["report.html"]},
     install_requires=[
         "torch>=2.4", "numpy>=1.26", "scipy>=1.11", "numba>=0.60", "trimesh>=4", "imageio>=2.34", "imageio-ffmpeg>=0.6", "av>=12,<19",
         "soundfile>=0.12", "mediapipe>=1.2", "safetensors>=0.4", "tyro>=0.9", "tqdm>=4.66", "pyyaml>=6", "pillow>=10", "matplotlib>=3.8",

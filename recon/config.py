@@ -35,7 +35,7 @@ class FitConfig:
     crf: int = 12
     """H.264 quality of video.mp4: lower is better and larger."""
     overlay: bool = True
-    """Whether to write overlay.mp4 (mesh and landmarks on the footage) and curves.png."""
+    """Whether to write what is only to be looked at: report.html, overlay.mp4 (mesh and landmarks on the footage) and curves.png."""
     fix_sync: bool = False
     """Move audio.wav by the A/V offset that fit measures, in whole frames; offsets within the measurement's error stay."""
     consent: str = ""

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from recon.landmarks import MediaPipeDetector, interocular
+from recon.landmarks import MediaPipeDetector, ibug68, interocular, outer_eye_corners, reduced
+from recon.sync import RATE as SYNC_RATE
+from recon.sync import Sync, measure_sync
 from render.files import InputError
 from render.video import VideoInfo, probe, read_audio_track, read_frames, timestamps
 
 SAMPLES = 120  # frames looked at
+LARGEST = 800  # px, longer side of a frame that is kept
+SYNC_FRAMES, SYNC_FPS = 400, 25.0  # of the clip's beginning, looked at one by one for the A/V offset
+BLURRED = 0.6  # of the clip's usual sharpness
+_WORDS = {"closed": "words with m, b and p, and pauses with closed lips", "open": "words with e and i (bed, sit)", "wide open": "words with a long a (father, far)",
+          "rounded": "words with oo and w (food, we)", "spread": "words with ee (see), and a smile"}
 _ORDER = {"ok": 0, "warn": 1, "fail": 2}
 
 
@@ -58,30 +66,95 @@ def judge(name: str, value: float, text: str, warn: float, fail: float, advice: 
     return Finding(name, severity, text, advice if severity != "ok" else "")
 
 
+class Sample:
+    """What the checks need of a clip's frames, gathered while they pass by on their way to something else."""
+
+    def __init__(self, step: int) -> None:
+        """step: every how many frames one is kept, its longer side reduced to LARGEST px."""
+        self.step, self.index = max(1, step), 0
+        self.pictures: dict[int, np.ndarray] = {}
+        self.scale = 1.0
+        self.changes: list[float] = []
+        self._borders: list[np.ndarray] = []
+        self._previous: np.ndarray | None = None
+
+    def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same frames (H,W,3) uint8, noted on the way."""
+        for frame in frames:
+            grey = _thumbnail(frame)
+            if self._previous is not None:
+                self.changes.append(float(np.abs(grey - self._previous).mean()))
+            self._previous = grey
+            if self.index % self.step == 0:
+                self.pictures[self.index] = reduced(frame, LARGEST)
+                self.scale = self.pictures[self.index].shape[1] / frame.shape[1]
+                self._borders.append(np.concatenate([grey[:, :6].ravel(), grey[:, -6:].ravel()]))
+            self.index += 1
+            yield frame
+
+    def findings(self, clip: str | Path, info: VideoInfo, faces: dict[int, np.ndarray]) -> list[Finding]:
+        """All checks of a clip; faces (F,478|68,2) px of the kept frames, by index."""
+        largest = {i: max(f, key=lambda p: np.ptp(p[:, 1])) for i, f in faces.items() if len(f)}
+        pixels = [_face_pixels(self.pictures[i], p * self.scale) for i, p in largest.items()]
+        return [*_container(info), _steady_rate(timestamps(clip)), *_face(info, list(faces.values())), *_picture(pixels, self._borders, self.changes),
+                *_sound(clip, info)]
+
+
 def diagnose(clip: str | Path) -> Report:
     """Look at container, picture, face and sound of a clip. Raises InputError when it is no readable video."""
     clip = Path(clip)
     info = probe(clip)
-    step = max(1, round(info.duration * info.fps / SAMPLES)) if info.duration else 1
-    detector = MediaPipeDetector()
-    faces, brightness, borders, previous, changes, small_face = [], [], [], None, [], []
-    for index, frame in enumerate(read_frames(clip)):
-        grey = _thumbnail(frame)
-        if previous is not None:
-            changes.append(np.abs(grey - previous).mean())
-        previous = grey
-        if index % step:
-            continue
-        found = detector.candidates(frame)
-        faces.append(found)
-        borders.append(np.concatenate([grey[:, :6].ravel(), grey[:, -6:].ravel()]))
-        if len(found):
-            largest = max(found, key=lambda p: np.ptp(p[:, 1]))
-            small_face.append(_face_pixels(frame, largest))
-            brightness.append(small_face[-1].mean())
+    sample, detector = Sample(round(info.duration * info.fps / SAMPLES)), MediaPipeDetector()
+    faces = {i: detector.candidates(frame) for i, frame in enumerate(sample.watch(read_frames(clip))) if i % sample.step == 0}
     if not faces:
         raise InputError(f"{clip} has no frames that can be decoded; export it again as H.264 mp4")
-    return Report(str(clip), [*_container(info), _steady_rate(timestamps(clip)), *_face(info, faces), *_picture(small_face, borders, changes), *_sound(clip, info)])
+    findings = sample.findings(clip, info, faces)
+    sound = read_audio_track(clip, SYNC_RATE, SYNC_FRAMES / SYNC_FPS) if info.has_audio else None
+    if sound is not None and np.abs(sound).max() > 1e-4 and any(len(f) for f in faces.values()):
+        found = detector.detect(islice(read_frames(clip, SYNC_FPS), SYNC_FRAMES))
+        findings += sync_finding(measure_sync(found.points, found.valid, sound, SYNC_FPS, [(0, len(found.valid))]), len(found.valid) / SYNC_FPS)
+    return Report(str(clip), findings)
+
+
+def sync_finding(sync: Sync, seconds: float, moved: int = 0) -> list[Finding]:
+    """The verdict on an A/V offset measured on so many seconds, of which fit corrected `moved` frames; nothing where a clip is too short to tell."""
+    if sync.offset is None:
+        return [] if seconds < 10 else [Finding("sound in time with the lips", "warn", "they agree at no shift within 1 s",
+                                               "check that the sound is this speaker's own, clear and from this take; music and noise hide speech")]
+    text = f"sound {sync.offset:+.1f} frames" + (f", corrected by {-moved:+d}" if moved else " against the picture")
+    left = sync.shift - moved
+    return [Finding("sound in time with the lips", "warn" if left else "ok", text,
+                    f"the sound is {'late' if left > 0 else 'early'}: let fit move it with --fix-sync, or export the clip again" if left else "")]
+
+
+def merged(parts: Sequence[Sequence[Finding]], seconds: float) -> list[Finding]:
+    """Findings of several clips, `seconds` long in all, as one list: of every check the worst, with how many clips share its complaint."""
+    names = dict.fromkeys(f.name for part in parts for f in part)
+    out = [_length(seconds)]
+    for name in (n for n in names if n != out[0].name):
+        same = [f for part in parts for f in part if f.name == name]
+        worst = max(same, key=lambda f: _ORDER[f.severity])
+        poor = sum(f.severity != "ok" for f in same)
+        out.append(replace(worst, value=f"{worst.value} (the worst of {poor} of {len(same)} clips)") if poor and len(same) > 1 else worst)
+    return out
+
+
+def coverage(openings: np.ndarray, widths: np.ndarray, blinks: int, pitch: np.ndarray, fps: float) -> list[Finding]:
+    """What a fit knows about the variety of the footage: mouth shapes (`mouth_classes`), blinks and nodding (pitch (T,) rad)."""
+    shares = {name: float(mask.mean()) for name, mask in mouth_classes(openings, widths).items()}
+    rare = [name for name, share in shares.items() if share * len(openings) < 0.5 * fps]
+    spread = float(np.degrees(np.diff(np.quantile(pitch, [0.05, 0.95])))[0])
+    return [
+        Finding("mouth shapes", "warn" if rare else "ok", f"hardly any {', '.join(rare)}" if rare else "closed, open, wide open, rounded and spread are all there",
+                "say more: " + "; ".join(_WORDS[name] for name in rare) if rare else ""),
+        judge("blinks", blinks, f"{blinks}", 3, 0, "blink as usual: too few are seen to learn from"),
+        judge("nodding", spread, f"pitch varies by {spread:.0f} degrees", 3, 0, "nod and look up and down a little"),
+    ]
+
+
+def mouth_classes(openings: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks (T,) bool from the lip opening over the interocular distance and the mouth's width over its median. Shapes, not phonemes."""
+    return {"closed": openings < 0.03, "open": (openings >= 0.06) & (openings < 0.13), "wide open": openings >= 0.13, "rounded": widths < 0.93, "spread": widths > 1.05}
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -102,13 +175,25 @@ def _face_pixels(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.resize(box, (128, 128), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
+def sharpness_of(frame: np.ndarray, points: np.ndarray) -> tuple[float, float]:
+    """Mean brightness (0–255) and sharpness (deviation of the Laplacian) of the face with landmarks (N,2) px in a frame (H,W,3) uint8."""
+    import cv2
+
+    pixels = _face_pixels(frame, points)
+    return float(pixels.mean()), float(cv2.Laplacian(pixels, cv2.CV_32F).std())
+
+
 def _container(info: VideoInfo) -> list[Finding]:
     """Length, frame rate and size."""
     return [
-        judge("length", info.duration, f"{info.duration:.1f} s", 20, 1.0, "record 20 s to 5 min of speech: too few mouth shapes are seen otherwise"),
+        _length(info.duration),
         judge("frame rate", info.fps, f"{info.fps:.2f} fps", 23.5, 10, "record at 25 fps or more: lips move faster than this rate shows"),
         judge("picture", min(info.width, info.height), f"{info.width} x {info.height} px", 240, 64, "record at 480 px or more"),
     ]
+
+
+def _length(seconds: float) -> Finding:
+    return judge("length", seconds, f"{seconds:.1f} s", 20, 1.0, "record 20 s to 5 min of speech: too few mouth shapes are seen otherwise")
 
 
 def _steady_rate(times: np.ndarray) -> Finding:
@@ -146,8 +231,8 @@ def _face(info: VideoInfo, faces: list[np.ndarray]) -> list[Finding]:
 
 def _yaw_proxy(points: np.ndarray) -> float:
     """Sideways offset of the nose tip from the middle of the outer eye corners, over their distance (about sin yaw)."""
-    middle = (points[33] + points[263]) / 2
-    return float((points[1] - middle)[0] / max(interocular(points[None])[0], 1e-6))
+    middle = outer_eye_corners(points).mean(0)
+    return float((ibug68(points)[30] - middle)[0] / max(interocular(points[None])[0], 1e-6))
 
 
 def _picture(face: list[np.ndarray], borders: list[np.ndarray], changes: list[float]) -> list[Finding]:
@@ -159,13 +244,17 @@ def _picture(face: list[np.ndarray], borders: list[np.ndarray], changes: list[fl
         pixels = np.stack(face)
         dark, bright = float((pixels < 16).mean()), float((pixels > 250).mean())
         light = np.array([p.mean() for p in face])
-        sharp = float(np.median([cv2.Laplacian(p, cv2.CV_32F).std() for p in face]))
+        sharpness = np.array([cv2.Laplacian(p, cv2.CV_32F).std() for p in face])
+        sharp = float(np.median(sharpness))
+        blurred = float((sharpness < BLURRED * sharp).mean())
         out += [
             judge("exposure of the face", 1 - bright - dark, f"mean {light.mean():.0f} of 255, {bright:.1%} burnt out, {dark:.1%} black", 0.9, 0.3,
                   "light the face evenly from the front and avoid clipping"),
             judge("steady light", 1 - float(light.std() / max(light.mean(), 1)), f"varies by {light.std() / max(light.mean(), 1):.1%}", 0.88, 0.0,
                   "fix the exposure and white balance of the camera"),
             judge("sharpness of the face", sharp, f"{sharp:.1f}", 4.0, 0.0, "focus on the eyes, use more light or a faster shutter, and less compression"),
+            judge("motion blur", 1 - blurred, f"{blurred:.0%} of the frames are much softer than usual", 0.95, 0.0,
+                  "use a faster shutter (1/100 s or less) and more light, or move less quickly"),
         ]
     change = np.array(changes) if changes else np.zeros(1)
     cuts = int((change > max(25.0, 12 * float(np.median(change)))).sum())

@@ -14,7 +14,7 @@ import queue
 import shutil
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence
@@ -24,6 +24,8 @@ import numpy as np
 from recon import sync
 from recon.assets import asset
 from recon.config import FitConfig
+from recon.doctor import SAMPLES, Sample
+from recon.doctor import merged as merge_findings
 from recon.landmarks import load_detector
 from recon.model import DEFAULT_MODEL
 from recon.subject import Subject, make_split, write_subject
@@ -38,7 +40,8 @@ SHORTEST = 11  # frames; the split holds one of eleven out
 RATE = 48000
 OVERLAY_FRAMES = 750  # enough to judge a fit by
 FACE_AT = 0.46  # height of the face's middle in the crop: room for the shoulders
-FILES = ("video.mp4", "audio.wav", "matte.mp4", "background.png", "landmarks.npz", "overlay.mp4", "curves.png", "track.npz", "fit.json")
+FILES = ("video.mp4", "audio.wav", "matte.mp4", "background.png", "landmarks.npz", "overlay.mp4", "curves.png", "fit_curves.npz", "track.npz",
+         "fit.json")
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
     work = _Work(clips, out, config, _fingerprint(clips, config))
     if _finished(work):
         _say(f"{out} already holds this footage fitted with these settings; nothing to do")
-        return read_json(out / "fit.json")
+        return _reported(work)
     if work.folder.exists() and not work.record():
         shutil.rmtree(work.folder)
     elif work.folder.exists():
@@ -101,7 +104,8 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
         _solve(work)
         _pictures(work)
         work.note("publish")
-    return _publish(work)
+    _publish(work)
+    return _reported(work)
 
 
 def _say(text: str) -> None:
@@ -171,13 +175,14 @@ def _detect(work: _Work) -> None:
         return
     config, seconds = work.config, {}
     detector = load_detector(config.detector)
-    found, info, notes = [], [], []
+    found, info, notes, findings = [], [], [], []
     for index, clip in enumerate(work.clips):
         video = probe(clip)
         expected = max(1, round(video.duration * config.fps))
         label = "landmarks" if len(work.clips) == 1 else f"landmarks {index + 1}/{len(work.clips)}"
+        sample = Sample(expected // SAMPLES)
         with timed(seconds, "detect"):
-            landmarks = detector.detect(progress(prefetched(read_frames(clip, config.fps)), label, total=expected))
+            landmarks = detector.detect(progress(prefetched(sample.watch(read_frames(clip, config.fps))), label, total=expected))
         frames = len(landmarks.valid)
         if frames < SHORTEST:
             raise InputError(f"{clip} has only {frames} frame{'s' if frames != 1 else ''} at {config.fps:g} fps; fit needs at least {SHORTEST}, and learns well from 20 s on")
@@ -186,12 +191,15 @@ def _detect(work: _Work) -> None:
         for note in landmarks.notes:
             notes.append(f"{clip.name}: {note}")
             _say(notes[-1])
+        faces = {i: np.repeat(landmarks.points[i : i + 1], landmarks.faces_seen[i] if landmarks.valid[i] else 0, axis=0) for i in sample.pictures}
+        findings.append(sample.findings(clip, video, faces))
         found.append(landmarks)
         info.append({"source": str(clip), "frames": frames, "width": video.width, "height": video.height})
     with atomic_path(work.folder / "source_landmarks.npz") as temporary:
         np.savez(temporary, points=np.concatenate([x.points for x in found]), valid=np.concatenate([x.valid for x in found]),
                  faces_seen=np.concatenate([x.faces_seen for x in found]))
-    work.note("landmarks", clips=info, notes=notes, seconds=seconds["detect"])
+    merged = findings[0] if len(findings) == 1 else merge_findings(findings, sum(c["frames"] for c in info) / config.fps)
+    work.note("landmarks", clips=info, notes=notes, seconds=seconds["detect"], findings=[asdict(f) for f in merged])
 
 
 def choose_crop(points: np.ndarray, valid: np.ndarray, width: int, height: int, heights: float) -> tuple[int, int, int]:
@@ -355,7 +363,11 @@ def _solve(work: _Work) -> None:
         "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": report["landmark_error_px"],
         "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "detect_fps": frames / detect,
         "solve_fps": frames / report["seconds"], "fit_fps": frames / (detect + report["seconds"] + matte),
-        "matte_fps": frames / matte, **{k: record["sync"][k] for k in ("av_offset_frames", "av_offset_confidence", "av_shift_frames")}, "notes": record["landmarks"]["notes"]})
+        "matte_fps": frames / matte, **{k: record["sync"][k] for k in ("av_offset_frames", "av_offset_confidence", "av_shift_frames")}, "notes": record["landmarks"]["notes"],
+        "findings": record["landmarks"]["findings"]})
+    curve = record["sync"].get("curve", [[], []])
+    with atomic_path(work.folder / "fit_curves.npz") as temporary:
+        np.savez(temporary, error=error.astype(np.float32), lags=np.array(curve[0]), score=np.array(curve[1]))
     work.note("track", error=np.nan_to_num(error).round(3).tolist())
 
 
@@ -384,10 +396,20 @@ def _pictures(work: _Work) -> None:
     work.note("pictures")
 
 
-def _publish(work: _Work) -> dict[str, Any]:
+def _reported(work: _Work) -> dict[str, Any]:
+    """What fit.json holds, after making the page when it is missing: it needs nothing but the finished folder."""
+    if work.config.overlay and not (work.out / "report.html").exists():
+        from recon.report import write_report
+
+        _say(f"look at {write_report(Subject.open(work.out))}")
+    return read_json(work.out / "fit.json")
+
+
+def _publish(work: _Work) -> None:
     """Move the finished files into place, subject.json last; completes a move that was interrupted, too."""
     record, out = work.record(), work.out
     (out / "subject.json").unlink(missing_ok=True)
+    (out / "report.html").unlink(missing_ok=True)  # of an earlier fit
     has_audio = record["video"]["has_audio"]
     for name in FILES:
         if (work.folder / name).exists():
@@ -401,4 +423,3 @@ def _publish(work: _Work) -> dict[str, Any]:
     write_subject(out, {"clips": clips, "crop": crops[0], "split": make_split(tuple(starts), frames), "consent": work.config.consent,
                         "has_audio": has_audio, "fingerprint": work.fingerprint, "config": work.config.as_dict()})
     shutil.rmtree(work.folder)
-    return read_json(out / "fit.json")

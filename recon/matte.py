@@ -75,8 +75,18 @@ def background_plate(frames: np.ndarray, mattes: np.ndarray) -> np.ndarray:
         seen = count[row] > 0
         if seen.any():
             plate[row, seen] = np.nanmedian(values[:, seen], axis=0)
-    known = count >= max(2, 0.03 * len(pick)) if len(pick) > 2 else count > 0
+    known = _often_enough(count, len(pick))
     return np.clip(np.round(fill_smoothly(plate, known)), 0, 255).astype(np.uint8)
+
+
+def seen_background(mattes: np.ndarray) -> np.ndarray:
+    """Where (H,W) bool the background was seen in enough of the mattes (T,H,W) uint8 for a plate; elsewhere a plate is a guess."""
+    return _often_enough(np.sum([_clear_of_person(m) for m in mattes], axis=0), len(mattes))
+
+
+def _often_enough(count: np.ndarray, frames: int) -> np.ndarray:
+    """Where a pixel was free in enough of so many frames; one or two frames may be the network's mistake."""
+    return count >= max(2, 0.03 * frames) if frames > 2 else count > 0
 
 
 def _clear_of_person(matte: np.ndarray) -> np.ndarray:
