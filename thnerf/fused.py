@@ -13,10 +13,10 @@ import numba as nb
 import numpy as np
 
 from render.march import clip_ray
+from thnerf.encodings.numba_blocks import look_up
 
 BLOCK, TILE = 64, 16
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
-_P1, _P2 = np.int32(np.uint32(2654435761).astype(np.int32)), np.int32(805459861)
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -68,49 +68,12 @@ def _dense(weight, bias, x, y, rectify):
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _corners(position, scale, resolution, entries, hashed, index, weight):
-    """Entries (8,BLOCK) int32 and weights (8,BLOCK) of the corners around unit positions (3,BLOCK)."""
-    px, py, pz = position[0], position[1], position[2]
-    my, mz = (_P1, _P2) if hashed else (np.int32(resolution), np.int32(resolution * resolution))
-    mask, size = np.int32(entries - 1), np.int32(entries)
-    for i in range(BLOCK):
-        gx, gy, gz = px[i] * scale + _HALF, py[i] * scale + _HALF, pz[i] * scale + _HALF
-        ix, iy, iz = np.int32(gx), np.int32(gy), np.int32(gz)
-        fx, fy, fz = gx - np.float32(ix), gy - np.float32(iy), gz - np.float32(iz)
-        x1, y0, z0 = np.int32(ix + np.int32(1)), np.int32(iy * my), np.int32(iz * mz)
-        y1, z1 = np.int32(y0 + my), np.int32(z0 + mz)
-        if hashed:
-            a, b, c, d = np.int32(y0 ^ z0), np.int32(y1 ^ z0), np.int32(y0 ^ z1), np.int32(y1 ^ z1)
-            index[0, i], index[1, i], index[2, i], index[3, i] = (ix ^ a) & mask, (x1 ^ a) & mask, (ix ^ b) & mask, (x1 ^ b) & mask
-            index[4, i], index[5, i], index[6, i], index[7, i] = (ix ^ c) & mask, (x1 ^ c) & mask, (ix ^ d) & mask, (x1 ^ d) & mask
-        else:
-            a, b, c, d = np.int32(y0 + z0), np.int32(y1 + z0), np.int32(y0 + z1), np.int32(y1 + z1)
-            index[0, i], index[1, i], index[2, i], index[3, i] = ix + a, x1 + a, ix + b, x1 + b
-            index[4, i], index[5, i], index[6, i], index[7, i] = ix + c, x1 + c, ix + d, x1 + d
-        a, b, c, d = (_ONE - fy) * (_ONE - fz), fy * (_ONE - fz), (_ONE - fy) * fz, fy * fz
-        weight[0, i], weight[1, i], weight[2, i], weight[3, i] = (_ONE - fx) * a, fx * a, (_ONE - fx) * b, fx * b
-        weight[4, i], weight[5, i], weight[6, i], weight[7, i] = (_ONE - fx) * c, fx * c, (_ONE - fx) * d, fx * d
-    if not hashed:
-        for c in range(8):
-            row = index[c]
-            for i in range(BLOCK):
-                row[i] -= size if row[i] >= size else np.int32(0)
-
-
-@nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _encode(position, table, scales, resolutions, entries, hashed, offsets, corners, index, weight, features):
-    """Hash features (2·levels, BLOCK) of unit positions (3,BLOCK); table (entries, 2). In 2D position[2] is such that its weight is 0."""
+def _encode(volume, x, y, z, table, grid, first, features):
+    """Hash features (2·levels, BLOCK) of unit positions x, y, z (BLOCK,), z only in a volume; table (entries, 2). first (BLOCK,) int32 is scratch."""
+    scales, resolutions, entries, hashed, offsets = grid
     for level in range(len(scales)):
-        _corners(position, scales[level], resolutions[level], entries[level], hashed[level], index, weight)
-        part = table[offsets[level] : offsets[level + 1]]
-        a, b = features[2 * level], features[2 * level + 1]
-        for i in range(BLOCK):
-            s, t = _ZERO, _ZERO
-            for c in range(corners):
-                e, w = index[c, i], weight[c, i]
-                s += w * part[e, 0]
-                t += w * part[e, 1]
-            a[i], b[i] = s, t
+        first[:] = np.int32(offsets[level])
+        look_up(volume, hashed[level], BLOCK, x, y, z, first, scales[level], resolutions[level], entries[level], table, features[2 * level], features[2 * level + 1])
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -154,7 +117,6 @@ def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
 def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, layers, colour, opacity):
     """Render one tile; see `render_head`."""
-    scales, resolutions, entries, hashed, offsets = grid
     w1, b1, w2, b2, w3, b3 = layers
     rays = TILE * TILE
     direction, light, shade = np.empty((rays, 3), np.float32), np.ones(rays, np.float32), np.zeros((rays, 3), np.float32)
@@ -173,9 +135,9 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             time[i], end[i] = near + _HALF * step[i], far
             alive[count] = i
             count += 1
-    features, hidden, second, y = np.empty((2 * len(scales), BLOCK), np.float32), np.empty((len(b1), BLOCK), np.float32), np.empty((len(b2), BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
+    features, hidden, second, y = np.empty((2 * len(grid[0]), BLOCK), np.float32), np.empty((len(b1), BLOCK), np.float32), np.empty((len(b2), BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
     position, bias, ray = np.zeros((3, BLOCK), np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int32)
-    index, weight, bits = np.empty((8, BLOCK), np.int32), np.empty((8, BLOCK), np.float32), np.empty(BLOCK, np.int32)
+    first, bits = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     power = bits.view(np.float32)
     while count > 0:
         begin, still = 0, 0
@@ -183,7 +145,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             begin, n = _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray)
             if n == 0:
                 continue
-            _encode(position, table, scales, resolutions, entries, hashed, offsets, 8, index, weight, features)
+            _encode(True, position[0], position[1], position[2], table, grid, first, features)
             _prior(position, prior, n, bias)
             _dense(w1, b1, features, hidden, True)
             _dense(w2, b2, hidden, second, True)
@@ -236,13 +198,12 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
     by_column (W,hidden) and by_row (H,hidden): what column and row add to the hidden layer of the warp (its bias included);
     warp: its last weight (2,hidden) and bias (2,). affine (2,3) on (u − ½, v − ½, 1). layers: w1, b1, w2, b2.
     """
-    scales, resolutions, entries, hashed, offsets = grid
     w1, b1, w2, b2 = layers
     last, last_bias = warp
     height, width = opacity.shape
     for v in nb.prange(first_row, height):
-        position, features = np.zeros((3, BLOCK), np.float32), np.empty((2 * len(scales), BLOCK), np.float32)
-        hidden, y, index, weight = np.empty((len(b1), BLOCK), np.float32), np.empty((4, BLOCK), np.float32), np.empty((8, BLOCK), np.int32), np.empty((8, BLOCK), np.float32)
+        position, features = np.zeros((2, BLOCK), np.float32), np.empty((2 * len(grid[0]), BLOCK), np.float32)
+        hidden, y, first = np.empty((len(b1), BLOCK), np.float32), np.empty((4, BLOCK), np.float32), np.empty(BLOCK, np.int32)
         bits = np.empty(BLOCK, np.int32)
         power = bits.view(np.float32)
         cv = np.float32((v + 0.5) / height - 0.5)
@@ -259,7 +220,7 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 z = cv + _HALF + reach * z + affine[1, 0] * cu + affine[1, 1] * cv + affine[1, 2]
                 position[0, i] = min(max(margin + (_ONE - 2 * margin) * x, _ZERO), _ONE)
                 position[1, i] = min(max(margin + (_ONE - 2 * margin) * z, _ZERO), _ONE)
-            _encode_flat(position, table, scales, resolutions, entries, hashed, offsets, index, weight, features)
+            _encode(False, position[0], position[1], position[1], table, grid, first, features)
             _dense(w1, b1, features, hidden, True)
             _dense(w2, b2, hidden, y, False)
             for k in range(4):
@@ -271,15 +232,3 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 for k in range(3):
                     colour[v, u0 + i, k] = _ONE / (_ONE + y[k, i])
                 opacity[v, u0 + i] = _ONE / (_ONE + y[3, i])
-
-
-@nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _encode_flat(position, table, scales, resolutions, entries, hashed, offsets, index, weight, features):
-    """2D hash features of positions (≥2,BLOCK): the plane z = −½ / scale, where only the four near corners weigh."""
-    for level in range(len(scales)):
-        plane = -_HALF / scales[level]
-        for i in range(BLOCK):
-            position[2, i] = plane
-        part = level, level + 1
-        _encode(position, table, scales[part[0] : part[1]], resolutions[part[0] : part[1]], entries[part[0] : part[1]], hashed[part[0] : part[1]],
-                offsets[part[0] : part[1] + 1], 4, index, weight, features[2 * level : 2 * level + 2])

@@ -1,5 +1,7 @@
 """The hash encoding and its optimiser on CPU threads, compiled by numba at first use and cached on disk.
 
+The plain loops here say what is computed; `numba_blocks` does the same 16 samples at a time and is used wherever its 32-bit
+entries suffice, which is anywhere but in tables of gigabytes.
 Races are avoided by construction: forward and position gradients run parallel over samples, the table
 gradient parallel over levels. Gradients below TINY are skipped, since denormal arithmetic costs five times
 the whole look-up.
@@ -14,6 +16,7 @@ import numba as nb
 import numpy as np
 import torch
 
+from thnerf.encodings import numba_blocks as blocks
 from thnerf.encodings.layout import HashGridLayout
 
 TINY = 1e-11
@@ -110,12 +113,20 @@ def _grid(layout: HashGridLayout) -> tuple[np.ndarray, ...]:
     return layout.scales, layout.resolutions, layout.entries, layout.hashed, layout.offsets
 
 
+def _fits(tables: np.ndarray) -> bool:
+    """Whether entries of all tables (B,size) can be counted in 32 bits."""
+    return tables.size // 2 < 2**31
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: torch.Tensor, tables: torch.Tensor, layout: HashGridLayout, which: np.ndarray) -> torch.Tensor:
         x, t = positions.detach().contiguous().numpy(), tables.detach().float().contiguous().numpy()
         out = np.empty((len(x), layout.channels), np.float32)
-        _KERNELS[layout.dimensions][0](x, which, t, *_grid(layout), out)
+        if _fits(t):
+            blocks.forward(x, which, t.reshape(-1, 2), layout.size // 2, *_grid(layout), out)
+        else:
+            _KERNELS[layout.dimensions][0](x, which, t, *_grid(layout), out)
         ctx.saved = (x, t, layout, which)
         return torch.from_numpy(out)
 
@@ -126,10 +137,16 @@ class _Encode(torch.autograd.Function):
         dx = dt = None
         if ctx.needs_input_grad[0]:
             dx = np.empty_like(x)
-            _KERNELS[layout.dimensions][2](x, which, g, t, *_grid(layout), dx)
+            if _fits(t):
+                blocks.backward_positions(x, which, g, t.reshape(-1, 2), layout.size // 2, *_grid(layout), dx)
+            else:
+                _KERNELS[layout.dimensions][2](x, which, g, t, *_grid(layout), dx)
         if ctx.needs_input_grad[1]:
             dt = np.zeros_like(t)
-            _KERNELS[layout.dimensions][1](x, which, g, *_grid(layout), dt)
+            if _fits(t):
+                blocks.backward_tables(x, which, g, layout.size // 2, *_grid(layout), dt.reshape(-1, 2))
+            else:
+                _KERNELS[layout.dimensions][1](x, which, g, *_grid(layout), dt)
         return (None if dx is None else torch.from_numpy(dx)), (None if dt is None else torch.from_numpy(dt)), None, None
 
 

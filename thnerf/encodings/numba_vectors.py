@@ -1,0 +1,188 @@
+"""One level of the hash grid for 16 samples at a time, written as LLVM vectors; `numba_backend` has the plain loops they equal.
+
+numba does not turn the plain loops into vector instructions (too many arrays might overlap), so here the arithmetic is spelled
+out on <16 x float>, and a corner's two features are gathered as one 64-bit word. LLVM lowers this to what the CPU has: AVX-512,
+AVX2, or scalar loads. Measured on two cores with AVX-512: see tests/benchmarks/bm_encoding.py.
+
+All three functions made by `make(dimensions, hashed)` begin with the arguments
+
+    x, y, z, at      float32 planes and where the 16 samples begin; in 2D z is not read
+    first            int32 plane: entry at which the sample's table begins (frame and level)
+    scale, my, mz    of the level; my, mz int32: hash primes, or the strides of a dense level
+    size             int32 entries of the level
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 16
+_F, _I, _L = (ir.VectorType(t, LANES) for t in (ir.FloatType(), ir.IntType(32), ir.IntType(64)))
+_FAST = ("fast",)
+
+
+class _Cell:
+    """Corners of 16 samples: `entry(c)` and `weight(c)`, and the weights (wx, wy, wz) of its axes."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any, dimensions: int, hashed: bool) -> None:
+        self.context, self.b, self.signature, self.args, self.dimensions, self.hashed = context, builder, signature, args, dimensions, hashed
+        scale, my, mz, self.size = (self.splat(args[k]) for k in range(5, 9))
+        one, half = self.number(1.0), self.number(0.5)
+        grid = [self.fma(self.load(k, _F), scale, half) for k in range(dimensions)]
+        cell = [builder.fptosi(g, _I) for g in grid]
+        high = [self.sub(g, builder.sitofp(i, _F)) for g, i in zip(grid, cell)]
+        self.along = [(self.sub(one, f), f) for f in high]  # weight of the lower and the upper corner along each axis
+        up = builder.add(cell[0], ir.Constant(_I, [1] * LANES))
+        y = builder.mul(cell[1], my)
+        ys = y, builder.add(y, my)
+        if dimensions == 3:
+            z = builder.mul(cell[2], mz)
+            zs = z, builder.add(z, mz)
+            self.rows = [self.mix(ys[k & 1], zs[k >> 1]) for k in range(4)]
+        else:
+            self.rows = list(ys)
+        self.xs, self.first = (cell[0], up), self.load(4, _I)
+
+    def splat(self, value: ir.Value) -> ir.Value:
+        vector = ir.VectorType(value.type, LANES)
+        one = self.b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+        return self.b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(_I, [0] * LANES))
+
+    def number(self, value: float) -> ir.Value:
+        return ir.Constant(_F, [value] * LANES)
+
+    def pointer(self, argument: int) -> ir.Value:
+        return self.context.make_array(self.signature.args[argument])(self.context, self.b, self.args[argument]).data
+
+    def plane(self, argument: int, kind: ir.VectorType, at: ir.Value | None = None) -> ir.Value:
+        place = self.b.gep(self.pointer(argument), [self.args[3] if at is None else at])
+        return self.b.bitcast(place, kind.as_pointer())
+
+    def load(self, argument: int, kind: ir.VectorType) -> ir.Value:
+        return self.b.load(self.plane(argument, kind), align=4)
+
+    def mul(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.b.fmul(a, b, flags=_FAST)
+
+    def sub(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.b.fsub(a, b, flags=_FAST)
+
+    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.b.fadd(a, b, flags=_FAST)
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        return self.add(self.mul(a, b), c)
+
+    def mix(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.b.xor(a, b) if self.hashed else self.b.add(a, b)
+
+    def entry(self, c: int) -> ir.Value:
+        """Entries of corner c: a hashed level holds a power of two; a dense one wraps at its edge."""
+        index = self.mix(self.xs[c & 1], self.rows[c >> 1])
+        if self.hashed:
+            index = self.b.and_(index, self.b.sub(self.size, ir.Constant(_I, [1] * LANES)))
+        else:
+            over = self.b.icmp_signed(">=", index, self.size)
+            index = self.b.select(over, self.b.sub(index, self.size), index)
+        return self.b.add(index, self.first)
+
+    def weight(self, c: int, without: int = -1) -> ir.Value:
+        """Product of the axes' weights of corner c, leaving one axis out if asked."""
+        out = None
+        for axis in reversed(range(self.dimensions)):
+            if axis != without:
+                factor = self.along[axis][c >> axis & 1]
+                out = factor if out is None else self.mul(out, factor)
+        return out
+
+    def features(self, argument: int, c: int) -> tuple[ir.Value, ir.Value]:
+        """Both features of corner c, gathered as 64-bit words from an array of pairs."""
+        word = ir.IntType(64)
+        start = self.splat(self.b.ptrtoint(self.pointer(argument), word))
+        address = self.b.add(start, self.b.shl(self.b.sext(self.entry(c), _L), ir.Constant(_L, [3] * LANES)))
+        pointers = ir.VectorType(word.as_pointer(), LANES)
+        mask = ir.VectorType(ir.IntType(1), LANES)
+        name = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0" + ("" if str(word.as_pointer()) == "ptr" else "i64")  # typed pointers before LLVM 15
+        gather = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(_L, [pointers, ir.IntType(32), mask, _L]), name)
+        words = self.b.call(gather, [self.b.inttoptr(address, pointers), ir.IntType(32)(4), ir.Constant(mask, [1] * LANES), ir.Constant(_L, ir.Undefined)])
+        pairs = self.b.bitcast(words, ir.VectorType(ir.FloatType(), 2 * LANES))
+        none = ir.Constant(pairs.type, ir.Undefined)
+        return tuple(self.b.shuffle_vector(pairs, none, ir.Constant(_I, list(range(odd, 2 * LANES, 2)))) for odd in (0, 1))
+
+    def store(self, value: ir.Value, argument: int, at: ir.Value | None = None) -> None:
+        self.b.store(value, self.plane(argument, value.type, at), align=4)
+
+
+def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+    """Functions for numba code: look-up, slope along the axes, and corners, for a hashed or a dense level of a 2D or 3D grid."""
+    corners = 1 << dimensions
+
+    @intrinsic
+    def look_up(typing, x, y, z, at, first, scale, my, mz, size, pairs, a, b):  # noqa: ANN001, ANN202 - numba's signature
+        """a, b (planes of float32) at `at` become the two features of the level."""
+
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            cell = _Cell(context, builder, signature, args, dimensions, hashed)
+            sums = [cell.number(0.0), cell.number(0.0)]
+            for c in range(corners):
+                weight = cell.weight(c)
+                sums = [cell.fma(weight, value, s) for s, value in zip(sums, cell.features(9, c))]
+            cell.store(sums[0], 10)
+            cell.store(sums[1], 11)
+            return context.get_dummy_value()
+
+        return types.void(x, y, z, at, first, scale, my, mz, size, pairs, a, b), code
+
+    @intrinsic
+    def slope(typing, x, y, z, at, first, scale, my, mz, size, pairs, ga, gb, sx, sy, sz):  # noqa: ANN001, ANN202
+        """Add to planes sx, sy, sz the gradient of ga·a + gb·b along the axes (planes ga, gb; sz is left alone in 2D)."""
+
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            cell = _Cell(context, builder, signature, args, dimensions, hashed)
+            g = [cell.mul(cell.load(k, _F), cell.splat(args[5])) for k in (10, 11)]
+            value = [cell.fma(g[0], p, cell.mul(g[1], q)) for p, q in (cell.features(9, c) for c in range(corners))]
+            for axis in range(dimensions):
+                total = cell.load(12 + axis, _F)
+                for c in range(corners):
+                    if not c >> axis & 1:
+                        total = cell.fma(cell.sub(value[c | 1 << axis], value[c]), cell.weight(c, without=axis), total)
+                cell.store(total, 12 + axis)
+            return context.get_dummy_value()
+
+        return types.void(x, y, z, at, first, scale, my, mz, size, pairs, ga, gb, sx, sy, sz), code
+
+    @intrinsic
+    def find_corners(typing, x, y, z, at, first, scale, my, mz, size, entry, weight):  # noqa: ANN001, ANN202
+        """entry (int32) and weight (float32), one plane after the other, become those of the 2^D corners: 16 numbers a corner."""
+
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            cell = _Cell(context, builder, signature, args, dimensions, hashed)
+            for c in range(corners):
+                cell.store(cell.entry(c), 9, ir.IntType(64)(c * LANES))
+                cell.store(cell.weight(c), 10, ir.IntType(64)(c * LANES))
+            return context.get_dummy_value()
+
+        return types.void(x, y, z, at, first, scale, my, mz, size, entry, weight), code
+
+    return look_up, slope, find_corners
+
+
+@intrinsic
+def add_pair(typing, pairs, entry, a, b):  # noqa: ANN001, ANN202
+    """pairs[entry] += (a, b), as one load, addition and store."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        two = ir.VectorType(ir.FloatType(), 2)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [builder.shl(args[1], args[1].type(1))]), two.as_pointer())
+        value = ir.Constant(two, ir.Undefined)
+        for k in (0, 1):
+            value = builder.insert_element(value, args[2 + k], ir.IntType(32)(k))
+        builder.store(builder.fadd(builder.load(place, align=4), value), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(pairs, entry, a, b), code
