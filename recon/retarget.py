@@ -26,8 +26,8 @@ from render.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 CHUNK = 128
 REACH = 10.0  # mm beyond which a point of the default face has no counterpart
-SHAPE_RIDGE = 20.0  # mm²: neighbouring points err together, so a few of them count as one
-RIDGE = 0.002  # of each expression's own weight
+SHAPE_RIDGE = 2.0  # mm²: neighbouring points err together, so a few of them count as one
+RIDGE = 0.0005  # of each expression's own weight
 ROUNDS, SHAPE_ROUNDS = 6, 12
 UNSEEN = 0.02  # mm RMS over the face: expressions that move it less are copied by name
 LIMIT = 3.0  # of statistical components
@@ -111,7 +111,8 @@ def retarget(track: Track, source: MorphableModel, target: MorphableModel, smoot
     neutral = _moving(source, here, track.shape, np.zeros((1, len(source.expression_names)), np.float32))[0].astype(np.float64)
     fitted = _Target(target, there, weights, neutral)
     lower, upper = _bounds(target)
-    given = _given(track, target, fitted)
+    outlook = _turned(track.gaze.astype(np.float64), np.repeat(fitted.R[None], len(track), 0))  # the eyes keep looking where they looked
+    given = _given(track, target, fitted, outlook)
     expression, rotation, translation = np.zeros((len(track), len(lower))), np.zeros((len(track), 3)), np.zeros((len(track), 3))
     for chunk in _chunks(len(track)):
         wanted = fitted.place(_moving(source, here, track.shape, track.expression[chunk]).astype(np.float64)) - fitted.misfit
@@ -134,7 +135,7 @@ def retarget(track: Track, source: MorphableModel, target: MorphableModel, smoot
               "frame_mean_mm": means.round(4).tolist(), "frame_p95_mm": tails.round(4).tolist()}
     pose = axis_angle_to_matrix(track.rotation.astype(np.float64)) @ fitted.R.T
     moved = np.einsum("tij,tj->ti", pose, translation - fitted.t) + fitted.scale * track.translation
-    gaze = _turned(track.gaze.astype(np.float64), np.swapaxes(turn, -1, -2) @ fitted.R)
+    gaze = _turned(outlook, np.swapaxes(turn, -1, -2))
     note = {n: report[n] for n in ("source", "identity_mm", "residual_mm", "residual_p95_mm")}
     out = track.replace(model_id=target.model_id, shape=fitted.shape, expression=expression, expression_names=target.expression_names,
                         rotation=matrix_to_axis_angle(pose @ turn), translation=moved, gaze=gaze, meta={**track.meta, "retarget": note})
@@ -153,9 +154,9 @@ def _bounds(model: MorphableModel) -> tuple[np.ndarray, np.ndarray]:
     return np.full(len(model.expression_names), 0.0 if units else -LIMIT), np.full(len(model.expression_names), 1.0 if units else LIMIT)
 
 
-def _given(track: Track, target: MorphableModel, fitted: _Target) -> np.ndarray:
-    """Expressions that geometry does not decide, (T,E) with NaN for all others."""
-    out = looks_of(target.expression_names, track.gaze.astype(np.float64))
+def _given(track: Track, target: MorphableModel, fitted: _Target, gaze: np.ndarray) -> np.ndarray:
+    """Expressions that geometry does not decide, (T,E) with NaN for all others; gaze (T,2,2) rad in the target's head frame."""
+    out = looks_of(target.expression_names, gaze)
     weak = np.sqrt((fitted.basis**2).sum(-1).mean(1)) < UNSEEN
     for i in np.flatnonzero(weak):
         name = target.expression_names[i]

@@ -81,6 +81,10 @@ class _Encode(_StandIn):
     """_codecs.encode (text, 'latin1'): how Python 3 pickles bytes under protocol 2."""
 
 
+class _Bytes(_StandIn):
+    """bytes(): how Python 3 pickles empty bytes under old protocols."""
+
+
 class _Class(_StandIn):
     """A class named as an argument of a reconstructor."""
 
@@ -104,7 +108,7 @@ def _known(module: str, name: str) -> type | None:
     return {
         ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy", "ndarray"): _Class, ("numpy", "dtype"): _DType,
         ("numpy.core.multiarray", "scalar"): _Scalar, ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
-        ("_codecs", "encode"): _Encode, ("copyreg", "_reconstructor"): _Reconstruct, ("builtins", "object"): _Class,
+        ("_codecs", "encode"): _Encode, ("copyreg", "_reconstructor"): _Reconstruct, ("builtins", "object"): _Class, ("builtins", "bytes"): _Bytes,
         ("torch._utils", "_rebuild_tensor_v2"): Opaque, ("torch.storage", "_load_from_bytes"): Opaque,
         ("collections", "OrderedDict"): Opaque,
     }.get((module, name))
@@ -182,6 +186,8 @@ class _Resolver:
             return self._array(x.args[1], x.args[0], (), "C", depth)[()]
         if isinstance(x, _Encode):
             return x.args[0].encode("latin1")
+        if isinstance(x, _Bytes) and not x.args:
+            return b""
         if isinstance(x, _Sparse):
             return self._dense(self.value(x.state, depth), isinstance(x, _SparseRows))
         if isinstance(x, _Chumpy):
