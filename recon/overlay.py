@@ -20,9 +20,10 @@ _CURVES = ("jawOpen", "mouthPucker", "mouthSmileLeft", "eyeBlinkLeft", "eyeBlink
 
 
 def posed_vertices(model: MorphableModel, track: Track, index: int) -> np.ndarray:
-    """World-space vertices (V,3) mm of one frame, gaze included."""
+    """World-space vertices (V,3) mm of one frame, gaze included where the model has eyeballs."""
     vertices = model.vertices(track.shape, track.expression[index])
-    vertices = apply_gaze(model, vertices, track.shape, track.gaze[index])
+    if model.eye_centres is not None:
+        vertices = apply_gaze(model, vertices, track.shape, track.gaze[index])
     return vertices @ axis_angle_to_matrix(track.rotation[index]).T.astype(np.float32) + track.translation[index]
 
 

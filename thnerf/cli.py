@@ -189,6 +189,32 @@ def export(
     return {"file": str(out), "format": to, "frames": len(track), "fps": track.fps}
 
 
+def mesh(
+    subject: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    source: Literal["field", "fit"] = "field",
+    frame: Optional[int] = None,
+    cell_mm: float = 1.5,
+    shared: SharedRun = RunChoice(),
+) -> dict[str, Any]:
+    """Write the subject's head as a mesh with vertex colours: .ply and .obj in mm, .glb in metres.
+
+    Example: thnerf mesh subjects/me -o head.glb
+
+    Args:
+        subject: A subject folder; for --source field a trained one.
+        out: head.ply, head.glb or head.obj.
+        source: field (the surface of the trained field, hair included, closed at the back by the face model) or fit (the face model
+            itself, with the footage's colours).
+        frame: The expression of this frame of the footage instead of the typical one.
+        cell_mm: Grain of the field's mesh.
+    """
+    from recon.subject import Subject
+    from thnerf.mesh import export_mesh
+
+    return export_mesh(Subject.open(subject), out, source, run=shared.run, frame=frame, cell_mm=cell_mm)
+
+
 def phantom(
     out: Annotated[Path, arg(aliases=["-o"])],
     text: Optional[str] = None,
@@ -272,7 +298,7 @@ def retarget(
     return retarget_file(track, model, out, source, smoothing)
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, train, render, evaluate, export, phantom, model, retarget)}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, train, render, evaluate, export, mesh, phantom, model, retarget)}
 
 
 def run_command(argv: list[str]) -> int:
