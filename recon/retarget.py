@@ -149,7 +149,11 @@ def _chunks(frames: int) -> list[slice]:
 def _bounds(model: MorphableModel) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bound of each expression, (E,)."""
     if model.bounds is not None:
-        return model.bounds[:, 0].astype(np.float64), model.bounds[:, 1].astype(np.float64)
+        low, high = model.bounds.T.astype(np.float64)
+        shut = low == high  # a whole surface tells more components apart than landmarks do; angles stay with pose and gaze
+        if model.joints is not None:
+            shut[model.joints.columns] = False
+        return np.where(shut, -LIMIT, low), np.where(shut, LIMIT, high)
     units = "jawOpen" in model.expression_names
     return np.full(len(model.expression_names), 0.0 if units else -LIMIT), np.full(len(model.expression_names), 1.0 if units else LIMIT)
 
