@@ -12,6 +12,7 @@ import numpy as np
 
 from recon.assets import asset
 from recon.joints import Joints
+from recon.response import Response, decode_response, encode_response
 from render.files import InputError, atomic_path
 from render.rotations import axis_angle_to_matrix
 
@@ -22,10 +23,12 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class Embedding:
-    """Landmarks as points on the mesh: faces (N,) triangle indices, barycentric (N,3)."""
+    """Landmarks as points on the mesh: faces (N,) triangle indices, barycentric (N,3). response: how the detector that this
+    scheme belongs to deviates from these points, where that was measured."""
 
     faces: np.ndarray
     barycentric: np.ndarray
+    response: Response | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ def _decode(data: Mapping[str, np.ndarray]) -> MorphableModel:
     mean = read_only(data["mean"].astype(np.float32))
     schemes = sorted({name.split("/")[1] for name in data if name.startswith("landmarks/")})
     landmarks = {
-        s: Embedding(read_only(data[f"landmarks/{s}/faces"].astype(np.int64)), read_only(data[f"landmarks/{s}/barycentric"].astype(np.float32)))
+        s: Embedding(read_only(data[f"landmarks/{s}/faces"].astype(np.int64)), read_only(data[f"landmarks/{s}/barycentric"].astype(np.float32)),
+                     decode_response(data, f"landmarks/{s}/response"))
         for s in schemes}
     centres = read_only(data["eye_centres"].astype(np.float32)) if "eye_centres" in data else None
     regions = {n.split("/")[1]: read_only(np.unpackbits(data[n], count=len(mean)).astype(bool)) for n in data if n.startswith("regions/")}
@@ -248,6 +252,8 @@ def check_model(model: MorphableModel, path: Path) -> None:
         (model.bounds is not None and (model.bounds.shape != (len(model.expression_names), 2) or not np.isfinite(model.bounds).all()),
          "bounds must be (E,2)"),
     ]
+    problems += [(True, what) for e in model.landmarks.values() if e.response is not None
+                 and (what := e.response.problems(len(e.faces), len(model.shape_basis), len(model.expression_basis)))]
     if model.joints is not None and (what := model.joints.problems(V, len(model.shape_basis), len(model.expression_basis))):
         problems.append((True, what))
     for wrong, what in problems:
@@ -274,6 +280,8 @@ def save_model(path: str | Path, model: MorphableModel, step: float = 0.0) -> No
     for scheme, e in model.landmarks.items():
         arrays[f"landmarks/{scheme}/faces"] = e.faces.astype(np.int32)
         arrays[f"landmarks/{scheme}/barycentric"] = e.barycentric.astype(np.float32)
+        if e.response is not None:
+            arrays |= encode_response(e.response, f"landmarks/{scheme}/response")
     for name, mask in model.regions.items():
         arrays[f"regions/{name}"] = np.packbits(mask)
     if model.eye_centres is not None:

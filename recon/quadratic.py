@@ -6,6 +6,8 @@ A pose is R (T,3,3), t (T,3): camera point = R @ model point + t. Pictures are p
 
 from __future__ import annotations
 
+from typing import Callable
+
 import numpy as np
 
 from render.rotations import axis_angle_to_matrix
@@ -66,10 +68,10 @@ def affine_pose(head: np.ndarray, picture: np.ndarray, weights: np.ndarray, foca
     return R, t
 
 
-def refine_pose(points: np.ndarray, picture: np.ndarray, R: np.ndarray, t: np.ndarray, focal: float, weights: np.ndarray, scale: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss–Newton on pose alone. points (T,N,3), weights (N,) or (T,N), scale: px of the robust kernel."""
+def refine_pose(points: np.ndarray | Callable[[np.ndarray], np.ndarray], picture: np.ndarray, R: np.ndarray, t: np.ndarray, focal: float, weights: np.ndarray, scale: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss–Newton on pose alone. points (T,N,3), or a function that gives them for R; weights (N,) or (T,N), scale: px of the robust kernel."""
     for _ in range(steps):
-        camera, seen = project(points, R, t, focal)
+        camera, seen = project(points(R) if callable(points) else points, R, t, focal)
         residual = picture - seen
         w = weights * robust_weights(residual, scale)
         J = pose_jacobian(camera, t, focal).reshape(len(R), -1, 6)

@@ -22,6 +22,7 @@ from recon.config import FitConfig
 from recon.model import MorphableModel, fitted_part
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
                              refine_pose, robust_weights)
+from recon.response import turned
 from recon.smooth import fill_gaps, whittaker
 from recon.track import Track
 from render.camera import Camera
@@ -51,7 +52,7 @@ FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 @dataclass
 class _Problem:
-    """What all stages share. Pictures are px about the principal point, heads are landmark parts of the model."""
+    """What all stages share. Pictures are px about the principal point, heads are landmark parts of the model where the detector sees them."""
 
     picture: np.ndarray  # (T,N,2)
     valid: np.ndarray
@@ -59,6 +60,7 @@ class _Problem:
     shapes: np.ndarray  # (S,N,3)
     expressions: np.ndarray  # (E,N,3)
     names: tuple[str, ...]
+    turn: np.ndarray  # (2,N,3) mm per rad of yaw and pitch: the detector's response to pose
     base: np.ndarray  # (N,) landmark weights
     stable: np.ndarray  # (N,) weights for pose
     unit: float  # px of one hundredth of the interocular distance
@@ -74,6 +76,10 @@ class _Problem:
         for i, name in enumerate(self.names):
             if units and name == "tongueOut":
                 self.upper[i] = 0
+
+    def place(self, head: np.ndarray, e: np.ndarray, R: np.ndarray) -> np.ndarray:
+        """Landmarks (T,N,3) mm of head (N,3) with expressions e (T,E), as the detector sees them under rotations R (T,3,3)."""
+        return head + np.tensordot(e, self.expressions, 1) + turned(self.turn, R)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,13 @@ def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, mod
     if scheme not in model.landmarks:
         raise InputError(f"face model {model.model_id} has no {scheme} landmarks; use a detector it knows ({', '.join(model.landmarks)})")
     pick = lambda arrays: np.asarray(model.points(arrays, scheme), np.float64)  # noqa: E731 - points() is linear, so it maps bases too
-    expressions = pick(model.expression_basis)
+    mean, expressions = pick(model.mean), pick(model.expression_basis)
+    S = min(config.shape_components, len(model.shape_basis))
+    shapes = pick(model.shape_basis[:S]) if S else np.zeros((0,) + expressions.shape[1:])
+    turn, response = np.zeros((2,) + mean.shape), model.landmarks[scheme].response
+    if response is not None:
+        mean, expressions, turn = mean + response.offset, expressions + response.expression, response.angles.astype(np.float64)
+        shapes[: len(response.shape)] += response.shape[:S]
     base = np.ones(points.shape[1])
     if points.shape[1] == 478:
         base[468:] = 0  # irises: gaze
@@ -133,8 +145,7 @@ def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, mod
     mobility = np.linalg.norm(expressions, axis=-1).sum(0)
     stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
     usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
-    S = min(config.shape_components, len(model.shape_basis))
-    problem = _Problem(usable, valid, pick(model.mean), pick(model.shape_basis[:S]) if S else np.zeros((0,) + expressions.shape[1:]), expressions, model.expression_names, base, stable,
+    problem = _Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable,
                        unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
     if model.bounds is not None:
         problem.lower, problem.upper = model.bounds.T.astype(np.float32)
@@ -184,9 +195,10 @@ def _fit_expressions(problem: _Problem, head: np.ndarray, focal: float, picture:
         highest[:, [i for i, n in enumerate(problem.names) if n.startswith(LOOKS)]] = 0
     if given is not None:
         lower, highest = (np.where(np.isfinite(given), given, bound).astype(np.float32) for bound in (lower, highest))
+    response = turned(problem.turn, R)
     for _ in range(steps):
         moved = np.tensordot(e, problem.expressions, 1)
-        camera, seen = project(head + moved, R, t, focal)
+        camera, seen = project(head + moved + response, R, t, focal)
         D = picture_gradient(camera, R, focal) / problem.unit
         residual = (picture - seen) / problem.unit
         weights = problem.base * robust_weights(residual, ROBUST)
@@ -213,7 +225,7 @@ def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> I
     shape, offsets = np.zeros(len(problem.shapes)), np.zeros_like(problem.head)
     e = np.zeros((len(frames), len(problem.names)))
     R, t = affine_pose(problem.head, picture, problem.stable, focal)
-    R, t = refine_pose(np.repeat(problem.head[None], len(frames), 0), picture, R, t, focal, problem.stable, 6 * ROBUST * problem.unit, 8)
+    R, t = refine_pose(lambda R: problem.place(problem.head, e, R), picture, R, t, focal, problem.stable, 6 * ROBUST * problem.unit, 8)
     for round_ in range(rounds):
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         weights = problem.stable if round_ < rounds // 2 else np.minimum(problem.base, 1)
@@ -221,7 +233,7 @@ def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> I
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         if round_ >= 2:
             e = _fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
-        R, t = refine_pose(head + np.tensordot(e, problem.expressions, 1), picture, R, t, focal, problem.stable, ROBUST * problem.unit, 2)
+        R, t = refine_pose(lambda R: problem.place(head, e, R), picture, R, t, focal, problem.stable, ROBUST * problem.unit, 2)
         if round_ >= rounds - 5:
             offsets = _offset_step(problem, head, offsets, focal, picture, R, t, e)
     return Identity(shape, problem.head + np.tensordot(shape, problem.shapes, 1) + offsets, offsets, float(focal))
@@ -231,7 +243,7 @@ def _shape_step(problem: _Problem, head: np.ndarray, shape: np.ndarray, focal: f
                 e: np.ndarray, weights: np.ndarray, solve_focal: bool) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """One Gauss–Newton step on shape, log focal length and all poses together (poses eliminated by Schur complement)."""
     T, S = len(picture), len(shape)
-    camera, seen = project(head + np.tensordot(e, problem.expressions, 1), R, t, focal)
+    camera, seen = project(problem.place(head, e, R), R, t, focal)
     residual = ((picture - seen) / problem.unit).reshape(T, -1)
     w = np.repeat(weights * robust_weights(residual.reshape(T, -1, 2), ROBUST), 2, axis=1)
     A = pose_jacobian(camera, t, focal).reshape(T, -1, 6) / problem.unit
@@ -255,7 +267,7 @@ def _shape_step(problem: _Problem, head: np.ndarray, shape: np.ndarray, focal: f
 
 def _offset_step(problem: _Problem, head: np.ndarray, offsets: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray) -> np.ndarray:
     """Constant correction of every landmark (N,3) mm: ridge regression of what remains, the unseen direction stays."""
-    camera, seen = project(head + np.tensordot(e, problem.expressions, 1), R, t, focal)
+    camera, seen = project(problem.place(head, e, R), R, t, focal)
     D = picture_gradient(camera, R, focal) / problem.unit
     residual = (picture - seen) / problem.unit
     w = robust_weights(residual, ROBUST)
@@ -273,10 +285,10 @@ def _solve_poses(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.
     for chunk in _chunks(problem):
         picture, ec = problem.picture[chunk], e[chunk]
         Rc, tc = affine_pose(head, picture, problem.stable, focal)
-        Rc, tc = refine_pose(np.repeat(head[None], len(chunk), 0), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
+        Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
         for strength, weights in ((STRONG, problem.stable), (STRONG, problem.stable), (WEAK, problem.stable)):
             ec = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
-            Rc, tc = refine_pose(head + np.tensordot(ec, problem.expressions, 1), picture, Rc, tc, focal, weights, kernel, 2)
+            Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, weights, kernel, 2)
         R[chunk], t[chunk], e[chunk] = Rc, tc, ec
     return R, t, e
 
@@ -313,7 +325,8 @@ def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, cli
     e = np.clip(e, problem.lower, problem.upper)
     if (pair := _jaw_pair(names)) is not None:
         e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
-    _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), axis_angle_to_matrix(rotation), translation, focal)
+    turns = axis_angle_to_matrix(rotation)
+    _, seen = project(problem.place(identity.head, e, turns), turns, translation, focal)
     track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(focal, width, height, len(t)), shape=identity.shape, expression=e,
                   rotation=rotation, translation=translation, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
                   expression_names=names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
@@ -324,7 +337,7 @@ def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.nda
           model: MorphableModel, per_second: float) -> np.ndarray:
     """Directions of the eyeballs (T,2,2) rad from the irises: where the iris' ray meets the eyeball, bridged over blinks."""
     R = axis_angle_to_matrix(rotation)
-    _, seen = project(identity.head + np.tensordot(e, problem.expressions, 1), R, t, identity.focal)
+    _, seen = project(problem.place(identity.head, e, R), R, t, identity.focal)
     centres = np.asarray(model.eyes(identity.shape), np.float64)
     opening = lm.eye_opening(points)
     gaze = np.zeros((len(t), 2, 2))
