@@ -21,7 +21,7 @@ setup(
     install_requires=[
         "torch>=2.4", "numpy>=1.26", "scipy>=1.11", "numba>=0.60", "trimesh>=4", "imageio>=2.34", "imageio-ffmpeg>=0.6", "av>=12,<19",
         "soundfile>=0.12", "mediapipe>=1.2", "safetensors>=0.4", "tyro>=0.9", "tqdm>=4.66", "pyyaml>=6", "pillow>=10", "matplotlib>=3.8",
-        "tensorboard>=2.16", "espeakng-loader>=0.2.4",
+        "tensorboard>=2.16", "espeakng-loader>=0.2.4", "threadpoolctl>=3",
     ],
     extras_require={
         "test": ["pytest>=8", "OpenEXR>=3.3", "h5py>=3.10"],

@@ -298,7 +298,25 @@ def retarget(
     return retarget_file(track, model, out, source, smoothing)
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, train, render, evaluate, export, mesh, phantom, model, retarget)}
+def track(camera: str, focal: float = 0.0, subject: Optional[Path] = None, model: str = "default", shared: Shared = Common()) -> dict[str, Any]:
+    """Track a face as it comes, without look-ahead, and print its motion as JSON lines, one a frame; Ctrl-C ends it.
+
+    Each line has time (s), expression {name: value}, rotation, translation, gaze and valid. With --json a last line sums up.
+
+    Example: thnerf track --camera 0 --subject subjects/me
+
+    Args:
+        camera: Number of a camera, or a video file, which keeps its own timestamps.
+        focal: Focal length in px of the picture; 0 estimates it.
+        subject: Whose face it is; without it the identity is estimated from the first frames and refined as more come.
+        model: Face model where there is no subject: 'default' or the path of a model file.
+    """
+    from recon.live import track_live
+
+    return track_live(camera, sys.stdout, focal=focal, subject=subject, model=model)
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, track, train, render, evaluate, export, mesh, phantom, model, retarget)}
 
 
 def run_command(argv: list[str]) -> int:
@@ -311,7 +329,7 @@ def run_command(argv: list[str]) -> int:
             description="A talking head from one clip: track, train, speak, measure, export.")
     if as_json:
         print(json_module.dumps(finite(result), allow_nan=False))
-    elif argv[0] not in ("doctor", "evaluate"):
+    elif argv[0] not in ("doctor", "evaluate", "track"):
         for key, value in result.items():
             if not isinstance(value, (dict, list)):
                 print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
