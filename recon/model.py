@@ -148,7 +148,10 @@ def fitted_part(model: MorphableModel) -> tuple[MorphableModel, np.ndarray]:
         return model, np.arange(len(model.expression_names))
     columns = np.flatnonzero(model.bounds[:, 1] > model.bounds[:, 0])
     names = tuple(model.expression_names[i] for i in columns)
-    return replace(model, expression_basis=model.expression_basis[columns], expression_names=names, bounds=model.bounds[columns], joints=None), columns
+    landmarks = {s: e if e.response is None else replace(e, response=replace(e.response, expression=e.response.expression[columns]))
+                 for s, e in model.landmarks.items()}
+    return replace(model, expression_basis=model.expression_basis[columns], expression_names=names, bounds=model.bounds[columns], joints=None,
+                   landmarks=landmarks), columns
 
 
 def load_model(path: str | Path = DEFAULT_MODEL) -> MorphableModel:

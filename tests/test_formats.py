@@ -421,3 +421,23 @@ def test_a_subject_track_of_a_converted_model_keeps_its_id(models, tmp_path):
     track = Track(25, models["ad_nerf"].model_id, Camera.simple(600, 64, 64, 1), np.zeros(80), np.zeros((1, 52)), np.zeros((1, 3)), np.zeros((1, 3)),
                   np.zeros((1, 2, 2)), np.zeros((1, 0)), np.ones(1, bool), models["ad_nerf"].expression_names)
     assert track.model_id == load_model(tmp_path / "m.npz").model_id
+
+
+def test_the_detectors_response_goes_along(files, monkeypatch, tmp_path):
+    """Pose and constant part for every model, expression part by name; a fit's part of the model keeps its own rows."""
+    from recon.formats import common
+    from recon.response import Response
+
+    rng, default = np.random.default_rng(7), load_model()
+    response = Response(rng.normal(size=(478, 3)), rng.normal(size=(2, 478, 3)), rng.normal(size=(5, 478, 3)), rng.normal(size=(52, 478, 3)))
+    measured = dataclasses.replace(default, landmarks={**default.landmarks, "mediapipe478": dataclasses.replace(default.landmarks["mediapipe478"], response=response)})
+    monkeypatch.setattr(common, "load_model", lambda: measured)
+    ict, flame = load_model(files["ict"]), load_model(files["flame"])
+    found = ict.landmarks["mediapipe478"].response
+    np.testing.assert_allclose(found.expression[ict.index("jawOpen")], response.expression[default.index("jawOpen")], rtol=1e-6)
+    part, columns = fitted_part(flame)
+    moved = part.landmarks["mediapipe478"].response
+    assert moved.expression.shape == (len(columns), 478, 3) and not moved.expression.any() and len(moved.shape) == 0
+    np.testing.assert_array_equal(moved.angles, response.angles)
+    save_model(tmp_path / "ict.npz", ict)
+    np.testing.assert_allclose(load_model(tmp_path / "ict.npz").landmarks["mediapipe478"].response.offset, response.offset, atol=5e-3)

@@ -11,6 +11,7 @@ import numpy as np
 from recon.joints import Joints
 from recon.landmarks import IRIS
 from recon.model import Embedding, MorphableModel, load_model
+from recon.response import Response
 from recon.surface import closest_points, warp
 from render.files import InputError
 
@@ -125,7 +126,7 @@ def assemble(kind: str, source: Path, licence: str, mean: np.ndarray, shape_basi
                     at[list(IRIS[side])], bary[list(IRIS[side])] = ball[on.faces], on.barycentric
             for n, e in (mediapipe or {}).items():
                 at[n], bary[n] = e.faces[0], turned(e).barycentric[0]
-        landmarks[scheme] = Embedding(at.astype(np.int64), bary.astype(np.float32))
+        landmarks[scheme] = Embedding(at.astype(np.int64), bary.astype(np.float32), _response(default, scheme, names))
     regions: dict[str, np.ndarray] = {f"eye_{side}": mask for side, mask in eyes.items()}
     regions["face"] = _face(default, over, mean) & skin
     if len(eyes) == 2 and eye_centres is None:
@@ -135,6 +136,18 @@ def assemble(kind: str, source: Path, licence: str, mean: np.ndarray, shape_basi
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(a, np.float32).tobytes() for a in (mean, shape_basis, expression_basis))).hexdigest()[:8]
     return MorphableModel(f"{kind}-{digest}", mean, shape_basis, expression_basis, faces.astype(np.int32), names, landmarks, regions,
                           eye_centres if len(eyes) == 2 else None, joints, bounds, licence)
+
+
+def _response(default: MorphableModel, scheme: str, names: tuple[str, ...]) -> Response | None:
+    """The detector's response as measured on the default model: what belongs to the pose, and to expressions that have the same names here."""
+    known = default.landmarks[scheme].response
+    if known is None:
+        return None
+    expression = np.zeros((len(names),) + known.offset.shape, np.float32)
+    for i, name in enumerate(names):
+        if name in default.expression_names:
+            expression[i] = known.expression[default.index(name)]
+    return Response(known.offset, known.angles, np.zeros((0,) + known.offset.shape, np.float32), expression)
 
 
 def _check_axes(source: Path, numbers: np.ndarray, points: np.ndarray) -> None:

@@ -58,7 +58,7 @@ def livelink_values(track: Track) -> np.ndarray:
     if missing:
         raise InputError(
             f"Live Link Face carries the 52 ARKit weights and the face model {track.model_id} lacks {len(missing)} of them "
-            f"({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}); export to json or npz, or fit with the default model")
+            f"({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}); turn it into ARKit's with thnerf retarget --model default first")
     weights = track.expression[:, [index[name.lower()] for name in BLEND_SHAPES]].astype(np.float64)
     head = head_angles(track.rotation) * (-1.0, -1.0, 1.0)
     eyes = np.concatenate([-track.gaze.astype(np.float64), np.zeros((len(track), 2, 1))], -1).reshape(len(track), 6)
