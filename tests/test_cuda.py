@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("av", reason="the toy subject is a video")
+
 import thnerf.device
 from recon.subject import Subject
 from render.files import InputError

@@ -11,7 +11,7 @@ import torch
 from recon.subject import Subject
 from recon.track import Track
 from render.camera import Camera
-from render.files import InputError
+from render.march import Volume
 from render.plane import hang, place, plane_homography
 from thnerf import fused
 from thnerf.avatar import Avatar
@@ -46,12 +46,14 @@ class HeadRenderer:
         self._order: dict[tuple[int, int], np.ndarray] = {}
 
     @classmethod
-    def load(cls, run_dir: Path, subject: Subject, device: str = "auto") -> "HeadRenderer":
-        """Read a run folder. Raises InputError when it holds no usable weights or the device is not to be had."""
-        if device not in ("auto", "cpu"):
-            raise InputError(f"--device takes auto or cpu in this version, not {device!r}")
+    def load(cls, run_dir: Path, subject: Subject) -> "HeadRenderer":
+        """Read a run folder. Raises InputError when it holds no usable weights."""
         camera = subject.track.camera
         return cls(Avatar.load(run_dir / "field.safetensors"), load_background(subject, camera.width, camera.height), camera.at(slice(0, 1)))
+
+    def use_volume(self, volume: Volume) -> None:
+        """Sample the head in another volume of the same box, such as a carved one (`thnerf.views.carved`)."""
+        self.avatar.volume = volume
 
     def frame(self, track: Track, index: int, background: np.ndarray | None = None) -> np.ndarray:
         """One frame (H,W,3) float32 in [0,1] at the size of the track's camera. background: (H,W,3) float32 in [0,1], else the subject's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from recon.subject import Subject
 from recon.track import Track
+from render.march import Volume
 from thnerf import fused_triton
 from thnerf.avatar import Avatar
 from thnerf.dataset import head_rays
@@ -23,7 +25,7 @@ class CudaRenderer(HeadRenderer):
     @classmethod
     def load(cls, run_dir: Path, subject: Subject, device: str = "cuda") -> "CudaRenderer":
         """Read a run folder. Raises InputError when it holds no usable weights."""
-        renderer = super().load(run_dir, subject, "cpu")
+        renderer = super().load(run_dir, subject)
         renderer.attach(Avatar.load(Path(run_dir) / "field.safetensors", "triton", device))
         return renderer
 
@@ -33,6 +35,15 @@ class CudaRenderer(HeadRenderer):
         self._packed = fused_triton.pack_layers(avatar.head.first, avatar.head.second, avatar.head.last)
         self._occupancy = torch.from_numpy(avatar.volume.occupancy.astype(np.uint8)).to(avatar.device)
         self._device_plates: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+
+    def use_volume(self, volume: Volume) -> None:
+        """As `HeadRenderer.use_volume`, on the device too, whose kernel has occupancy and prior in cells of one size: finer ones are joined."""
+        super().use_volume(volume)
+        cells = len(self._on_device.head.prior)
+        parts = len(volume.occupancy) // cells
+        occupancy = volume.occupancy.reshape(cells, parts, cells, parts, cells, parts).any((1, 3, 5))
+        self._on_device.volume = dataclasses.replace(volume, occupancy=occupancy)
+        self._occupancy = torch.from_numpy(occupancy.astype(np.uint8)).to(self._on_device.device)
 
     def frame(self, track: Track, index: int, background: np.ndarray | None = None) -> np.ndarray:
         """As `HeadRenderer.frame`; where the torso needs no warping, only the finished frame leaves the device."""

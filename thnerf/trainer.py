@@ -321,4 +321,4 @@ def load_renderer(run_dir: Path, subject: Subject, device: str = "auto") -> Any:
         return CudaRenderer.load(Path(run_dir), subject)
     from thnerf.renderer import HeadRenderer
 
-    return HeadRenderer.load(Path(run_dir), subject, "cpu")
+    return HeadRenderer.load(Path(run_dir), subject)

@@ -1,43 +1,62 @@
-"""Speed of the hash encoding: python tests/benchmarks/bm_encoding.py [backend …]"""
+"""Speed of the hash encoding against plain torch: python tests/benchmarks/bm_encoding.py [--no-avx512] [--json FILE] [backend …]
 
+The layout is the head's (10 levels, 2 features, 2^15 entries, two blended frames). Positions are random in the middle of the box,
+which is harder on caches than the samples of rays are.
+"""
+
+import argparse
 import sys
-import time
+from pathlib import Path
 
-import thnerf  # noqa: F401 - before torch: it sets how idle OpenMP threads wait
-import torch
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
-from thnerf.encodings import BACKENDS, BlendedTables, HashGridLayout, encode
+import thnerf  # noqa: E402, F401 - before torch: it sets how idle OpenMP threads wait
+import torch  # noqa: E402
+from bench import milliseconds, without_avx512, write  # noqa: E402
 
-SAMPLES = 50000
+from thnerf.encodings import BlendedTables, HashGridLayout, encode  # noqa: E402
 
-
-def milliseconds(work, repeat: int = 10) -> float:
-    """Mean time of a call after a first one that compiles."""
-    work()
-    start = time.perf_counter()
-    for _ in range(repeat):
-        work()
-    return (time.perf_counter() - start) / repeat * 1e3
+ASKED = {"forward": 60, "forward + backward": 40}  # times plain torch
 
 
-def main(backends: list[str]) -> None:
+def measure(name: str, samples: int) -> dict[str, float]:
+    """Milliseconds of each operation of one backend."""
     layout, psi = HashGridLayout(3, 10), torch.randn(2, 15)
-    x, which = torch.rand(SAMPLES, 3) * 0.5 + 0.25, torch.arange(SAMPLES) % 2
-    seed = torch.randn(SAMPLES, layout.channels)
-    for name in backends:
-        tables = BlendedTables(layout, 15, backend=name)
-        table, moving = tables.blend(psi), x.clone().requires_grad_()
-        repeat = 1 if name == "reference" else 10
+    x, which = torch.rand(samples, 3) * 0.5 + 0.25, torch.arange(samples) % 2
+    seed = torch.randn(samples, layout.channels)
+    tables = BlendedTables(layout, 15, backend=name)
+    table, moving, repeat = tables.blend(psi), x.clone().requires_grad_(), 5 if name == "reference" else 30
+    frozen = table.detach()
 
-        def both(positions: torch.Tensor) -> None:
-            table.grad = None
-            encode(positions, table, layout, which, name).backward(seed)
+    def both(positions: torch.Tensor) -> None:
+        table.grad = None
+        encode(positions, table, layout, which, name).backward(seed)
 
-        forward = milliseconds(lambda: encode(x, table.detach(), layout, which, name), repeat)
-        print(f"{name}: blend 2 frames {milliseconds(lambda: tables.blend(psi), repeat):.1f} ms, forward {forward:.1f} ms ({SAMPLES / forward / 1e3:.1f} M samples/s), "
-              f"with table gradient {milliseconds(lambda: both(x), repeat):.1f} ms, with position gradient {milliseconds(lambda: both(moving), repeat):.1f} ms, "
-              f"Adam {milliseconds(lambda: tables.step(table.grad, psi, 1e-2, 3e-3), repeat):.1f} ms")
+    return {"blend 2 frames": milliseconds(lambda: tables.blend(psi), repeat), "forward": milliseconds(lambda: encode(x, frozen, layout, which, name), repeat),
+            "forward + backward": milliseconds(lambda: both(x), repeat), "forward + backward + positions": milliseconds(lambda: both(moving), repeat),
+            "Adam": milliseconds(lambda: tables.step(table.grad, psi, 1e-2, 3e-3), repeat)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backends", nargs="*", default=["reference", "numba"])
+    parser.add_argument("--samples", type=int, default=50000)
+    parser.add_argument("--no-avx512", action="store_true")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    if options.no_avx512:
+        without_avx512()
+    torch.set_flush_denormal(True)
+    times = {name: measure(name, options.samples) for name in options.backends}
+    print(f"{options.samples} samples, {torch.get_num_threads()} torch threads, ms a call")
+    for what in next(iter(times.values())):
+        row = "   ".join(f"{name} {t[what]:8.2f}" for name, t in times.items())
+        faster = ""
+        if "reference" in times:
+            faster = "   " + "   ".join(f"{name} {times['reference'][what] / t[what]:.0f}x" for name, t in times.items() if name != "reference")
+        print(f"{what:32s} {row}{faster}" + (f" (asked {ASKED[what]}x)" if what in ASKED else ""))
+    write("encoding", {"samples": options.samples, "threads": torch.get_num_threads(), "milliseconds": times}, options.json)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(BACKENDS))
+    main()

@@ -1,0 +1,59 @@
+"""What the benchmarks share: timing, the machine in words, JSON beside the table, and running without AVX-512."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def milliseconds(work: Callable[[], Any], repeat: int = 20, wait: Callable[[], Any] = lambda: None) -> float:
+    """Median time of a call, after two that compile and warm up. wait: called before the clock is read (CUDA's synchronise)."""
+    work(), work(), wait()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def without_avx512() -> None:
+    """Run this script again as on a CPU that has AVX2 but not AVX-512 (numba, torch and oneDNN), with a compilation cache of its own."""
+    if os.environ.get("NUMBA_CPU_NAME") != "haswell":
+        cache = Path(tempfile.gettempdir()) / "thnerf-numba-haswell"
+        limits = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(cache), "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **limits})
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, GPU if any, versions and date."""
+    import numba
+    import torch
+
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) \
+        if Path("/proc/cpuinfo").exists() else platform.processor()
+    about = {"date": datetime.date.today().isoformat(), "cpu": cpu, "cores": os.cpu_count(), "instructions": os.environ.get("NUMBA_CPU_NAME", "native"),
+             "python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    return about
+
+
+def write(name: str, figures: dict[str, Any], out: str | None) -> None:
+    """Print one line of JSON, and write it to `out` (a file, or a folder in which it becomes NAME.json)."""
+    result = {"benchmark": name, "machine": machine(), **figures}
+    print(json.dumps(result))
+    if out is not None:
+        path = Path(out) / f"{name}.json" if Path(out).is_dir() else Path(out)
+        path.write_text(json.dumps(result, indent=1) + "\n")
