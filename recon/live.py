@@ -130,7 +130,7 @@ class LiveTracker:
         face = float(np.median(np.ptp(points[..., 1], axis=1)))
         if self.known is not None:  # the known head becomes the mean, with nothing left to estimate but focal length and landmark corrections
             S = min(len(self.known), len(problem.shapes))
-            problem.head, problem.shapes = problem.head + np.tensordot(self.known[:S], problem.shapes[:S], 1), 0 * problem.shapes[:1]
+            problem.head, problem.shapes = problem.head + np.tensordot(self.known[:S], problem.shapes[:S], 1), problem.shapes[:0]
         problem.width = CAMERA_FOCAL * self.width / solver.FOCAL if self.camera else min(FRAMING * face, self.width, self.height)
         return problem, solver._solve_identity(problem, self.config) if rounds is None else solver._solve_identity(problem, self.config, rounds)
 

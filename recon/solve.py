@@ -28,6 +28,7 @@ from recon.track import Track
 from render.camera import Camera
 from render.files import InputError
 from render.rotations import FRONTAL, axis_angle_to_matrix, from_frontal, matrix_to_axis_angle, relative_to_frontal
+from render.threads import one_blas_thread
 
 CHUNK = 128
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
@@ -63,6 +64,7 @@ class _Problem:
     turn: np.ndarray  # (2,N,3) mm per rad of yaw and pitch: the detector's response to pose
     base: np.ndarray  # (N,) landmark weights
     stable: np.ndarray  # (N,) weights for pose
+    corrected: np.ndarray  # (N,) 1 where a landmark gets a constant correction
     unit: float  # px of one hundredth of the interocular distance
     width: int
     system: ExpressionSystem
@@ -93,8 +95,10 @@ class Identity:
 
 
 def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
-          model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None) -> Track:
+          model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None, withheld: Sequence[int] = ()) -> Track:
     """Fit the model to landmarks points (T,478|68,2) px of frames with `valid` (T,); torso stays empty (T,0).
+
+    withheld: landmarks that must not influence the fit, so that they can measure it (they still decide which frames are looked at).
 
     `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px.
     Raises InputError when no frame is valid or the model has no such landmarks.
@@ -104,9 +108,11 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     if not valid.any():
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
     whole, (model, columns) = model, fitted_part(model)
-    problem = _problem(points, valid, width, height, model, config)
-    identity = _solve_identity(problem, config)
-    track, projected = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config)
+    with one_blas_thread():
+        problem = _problem(points, valid, width, height, model, config)
+        problem.base[list(withheld)] = problem.stable[list(withheld)] = problem.corrected[list(withheld)] = 0
+        identity = _solve_identity(problem, config)
+        track, projected = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
         expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
         expression[:, columns] = track.expression
@@ -145,7 +151,7 @@ def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, mod
     mobility = np.linalg.norm(expressions, axis=-1).sum(0)
     stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
     usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
-    problem = _Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable,
+    problem = _Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable, np.ones(len(base)),
                        unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
     if model.bounds is not None:
         problem.lower, problem.upper = model.bounds.T.astype(np.float32)
@@ -157,7 +163,7 @@ def _keyframes(problem: _Problem, count: int) -> np.ndarray:
     good = np.flatnonzero(problem.valid)
     if len(good) <= count:
         return good
-    chosen = list(good[np.linspace(0, len(good) - 1, count // 2).astype(int)])
+    chosen = list(good[np.linspace(0, len(good) - 1, max(1, count // 2)).astype(int)])
     pool = good[np.linspace(0, len(good) - 1, min(len(good), 1500)).astype(int)]
     feature = (problem.picture[pool] - problem.picture[pool].mean(1, keepdims=True)).reshape(len(pool), -1)
     anchors = problem.picture[chosen]
@@ -248,7 +254,7 @@ def _shape_step(problem: _Problem, head: np.ndarray, shape: np.ndarray, focal: f
     w = np.repeat(weights * robust_weights(residual.reshape(T, -1, 2), ROBUST), 2, axis=1)
     A = pose_jacobian(camera, t, focal).reshape(T, -1, 6) / problem.unit
     D = picture_gradient(camera, R, focal) / problem.unit
-    G = np.concatenate([np.einsum("tnij,snj->tnis", D, problem.shapes).reshape(T, -1, S), seen.reshape(T, -1, 1) / problem.unit], -1)
+    G = np.concatenate([np.einsum("tnij,snj->tnis", D, problem.shapes).reshape(T, residual.shape[1], S), seen.reshape(T, -1, 1) / problem.unit], -1)
     AW = np.swapaxes(A * w[..., None], 1, 2)
     AA, AG, Ar = AW @ A, AW @ G, AW @ residual[..., None]
     AA = AA + (1e-6 * np.trace(AA, axis1=1, axis2=2) / 6)[:, None, None] * np.eye(6)
@@ -270,7 +276,7 @@ def _offset_step(problem: _Problem, head: np.ndarray, offsets: np.ndarray, focal
     camera, seen = project(problem.place(head, e, R), R, t, focal)
     D = picture_gradient(camera, R, focal) / problem.unit
     residual = (picture - seen) / problem.unit
-    w = robust_weights(residual, ROBUST)
+    w = problem.corrected * robust_weights(residual, ROBUST)
     residual = residual + np.einsum("tnij,nj->tni", D, offsets)
     H = np.einsum("tnia,tnib,tn->nab", D, D, w, optimize=True) + OFFSET_PRIOR * len(R) * np.eye(3)
     g = np.einsum("tnia,tni,tn->na", D, residual, w, optimize=True)

@@ -102,6 +102,23 @@ def test_clips_share_one_identity_and_nothing_temporal():
     assert np.allclose(both.rotation[:30], swapped.rotation[30:], atol=2e-3) and np.allclose(both.expression[:30], swapped.expression[30:], atol=0.02)
 
 
+def test_withheld_landmarks_do_not_influence_the_fit():
+    model = linear_head()
+    made = truth(model, 20)
+    seen, moved = landmarks_of(model, made), landmarks_of(model, made)
+    withheld = (5, 77, 200)
+    moved[:, withheld] += np.random.default_rng(0).normal(0, 30, (20, 3, 2))
+    first, second = (solve(points, made.valid, (0,), 25, 256, 256, model, FitConfig(focal=640, keyframes=20), withheld=withheld) for points in (seen, moved))
+    assert np.allclose(first.expression, second.expression, atol=1e-5) and np.allclose(first.rotation, second.rotation, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [FitConfig(keyframes=1), FitConfig(shape_components=0)])
+def test_the_smallest_settings_work(config):
+    made = truth(linear_head(), 12)
+    found = solve(landmarks_of(linear_head(), made), made.valid, (0,), 25, 256, 256, linear_head(), config)
+    assert len(found) == 12 and len(found.shape) <= 6
+
+
 def test_one_frame_and_a_scaled_picture_work():
     model = linear_head()
     made = truth(model, 12)

@@ -61,11 +61,10 @@ def least(what: str, limit: float, value: float, note: str = "") -> Row:
     return Row(what, f">= {limit:g}", float(value), bool(value >= limit), note)
 
 
-def fit(clip: Footage, config: FitConfig = FitConfig(), points: np.ndarray | None = None) -> tuple[Track, dict[str, Any]]:
+def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...] = ()) -> tuple[Track, dict[str, Any]]:
     """Solve one sequence."""
     report: dict[str, Any] = {}
-    points = clip.points if points is None else points
-    return solve(points, clip.valid, clip.starts, 25, clip.width, clip.height, load_model(), config, report), report
+    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, load_model(), config, report, withheld), report
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -184,24 +183,13 @@ def landmark_errors(clip: Footage, report: dict[str, Any], rows: Any = slice(0, 
     return 100 * np.linalg.norm(report["projected"][clip.valid] - seen, axis=-1)[:, rows] / lm.interocular(seen)[:, None]
 
 
-def fit_without(clip: Footage, withheld: tuple[int, ...], rounds: int = 3) -> dict[str, Any]:
-    """A fit that never sees some landmarks: they start between their neighbours on the lip and then follow the model (EM for missing data)."""
-    points, at = clip.points.copy(), [lm.INNER_LIP.index(w) for w in withheld]
-    ring = np.array(lm.INNER_LIP)
-    points[:, list(withheld)] = 0.5 * (points[:, ring[np.array(at) - 1]] + points[:, ring[(np.array(at) + 1) % len(ring)]])
-    for _ in range(rounds):
-        _, report = fit(clip, points=points)
-        points[clip.valid] = np.where(np.isin(np.arange(points.shape[1]), withheld)[None, :, None], report["projected"][clip.valid], points[clip.valid])
-    return report
-
-
 def real(cache: Path, data: Path | None) -> list[Row]:
     """Real clips: landmarks, saturation, and a second opinion."""
     rows: list[Row] = []
     for name, files in (real_clips(data) if data else {}).items():
         clip = real_footage(cache, name, files)
         track, report = fit(clip)
-        error, hidden = landmark_errors(clip, report), landmark_errors(clip, fit_without(clip, WITHHELD), list(WITHHELD))
+        error, hidden = landmark_errors(clip, report), landmark_errors(clip, fit(clip, withheld=WITHHELD)[1], list(WITHHELD))
         high = (track.expression[clip.valid] >= 0.99).mean(0) * 100
         rows += [most(f"{name}: landmark error, median (% iod)", 1.2, np.median(error), f"mean {error.mean():.2f}; {clip.valid.sum()} frames"),
                  most(f"{name}: withheld inner-lip points, median (% iod)", 2, np.median(hidden), f"mean {hidden.mean():.2f}"),
