@@ -80,6 +80,8 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
     Resumes what an interrupted call left. Raises InputError for footage that cannot work, StageError when the disk is full.
     """
     clips, out = tuple(Path(c) for c in clips), Path(out)
+    if config.model != DEFAULT_MODEL:  # subject.json is read from other folders later
+        config = replace(config, model=str(Path(config.model).resolve()))
     if not clips:
         raise InputError("fit needs at least one clip")
     if out.exists() and not out.is_dir():
