@@ -69,7 +69,7 @@ class EdgeRefiner:
     with successive frames of one clip.
     """
 
-    BAND, NOISE, NEAR, FAR = 0.008, 10.0, 3, 17  # share of the width; deviation of 8-bit colours; box sizes in half px for local means
+    BAND, NOISE = 0.008, 10.0  # share of the width; deviation of 8-bit colours
     SHADE, RIM, MEMORY = (0.5, 1.15), 0.06, 30  # light that F may see; alpha that noise may fake; frames of the running mean of B
 
     def __init__(self) -> None:
@@ -84,48 +84,56 @@ class EdgeRefiner:
         height, width = mask.shape
         reach = max(1, round(self.BAND * width))
         box = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-        inside = cv2.erode((mask > 0.95).astype(np.uint8), box)
-        outside = 1 - cv2.dilate((mask > 0.05).astype(np.uint8), box)
-        out = np.where(inside > 0, 1, np.where(outside > 0, 0, sharpen(mask))).astype(np.float32)
-        y, x = np.nonzero((inside == 0) & (outside == 0))
+        inside = cv2.erode(cv2.compare(mask, 0.95, cv2.CMP_GT), box)
+        outside = 255 - cv2.dilate(cv2.compare(mask, 0.05, cv2.CMP_GT), box)
+        y, x = np.nonzero((inside | outside) == 0)
         half = (max(1, width // 2), max(1, height // 2))
-        small = cv2.resize(frame, half, interpolation=cv2.INTER_AREA).astype(np.float32)
+        small, front, behind = (cv2.resize(image, half, interpolation=cv2.INTER_AREA) for image in (frame, inside, outside))
+        small = small.astype(np.float32)
         at = np.minimum(y // 2, half[1] - 1), np.minimum(x // 2, half[0] - 1)
-        free = cv2.resize(255 * outside, half, interpolation=cv2.INTER_AREA) == 255
-        front, front_known = self._around(small, cv2.resize(255 * inside, half, interpolation=cv2.INTER_AREA) == 255, at)
-        behind, behind_known = self._around(small, free, at)
-        seen = self._remember(small, free)[at][:, None]
-        behind += seen * (self._plate[at] - behind)
+        seen = self._remember(small, behind == 255)[at]
         colour = frame[y, x].astype(np.float32)
-        line = front - behind
-        length = (line**2).sum(1) + 1e-3
-        alpha = np.clip(((colour - behind) * line).sum(1) / length, 0, 1)
-        off_line = np.linalg.norm(colour - behind - alpha[:, None] * line, axis=1)
-        light = np.clip((colour * front).sum(1) / ((front**2).sum(1) + 1e-3), *self.SHADE)
-        off_shade = np.linalg.norm(colour - light[:, None] * front, axis=1)
-        trust = length / (length + (4 * self.NOISE) ** 2) * np.exp(-((off_line / (3 * self.NOISE)) ** 2))
-        trust *= np.where(alpha < 1, np.clip((off_shade - off_line) / self.NOISE, 0, 1), 1) * (front_known & (behind_known | (seen[:, 0] > 0.5)))
-        out[y, x] += trust * (np.clip((alpha - self.RIM) / (1 - 2 * self.RIM), 0, 1) - out[y, x])
+        front, front_known = _around(small, front == 255, at)
+        behind, behind_known = _around(small, behind == 255, at)
+        behind += seen[:, None] * (self._plate[at] - behind)
+        line, above = front - behind, colour - behind
+        length = _dot(line, line) + 1e-3
+        alpha = np.clip(_dot(above, line) / length, 0, 1)
+        above -= alpha[:, None] * line
+        off_line = np.sqrt(_dot(above, above))
+        shaded = colour - np.clip(_dot(colour, front) / (_dot(front, front) + 1e-3), *self.SHADE)[:, None] * front
+        trust = length / (length + (4 * self.NOISE) ** 2) * np.exp(-((off_line / (3 * self.NOISE)) ** 2)) * (front_known & (behind_known | (seen > 0.5)))
+        trust *= np.where(alpha < 1, np.clip((np.sqrt(_dot(shaded, shaded)) - off_line) / self.NOISE, 0, 1), 1)
+        out, guess = (inside > 0).astype(np.float32), sharpen(mask[y, x])
+        out[y, x] = guess + trust * (np.clip((alpha - self.RIM) / (1 - 2 * self.RIM), 0, 1) - guess)
         return out
 
-    def _around(self, small: np.ndarray, sure: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean colour (n,3) of the sure pixels (h,w) bool near each place, further ones where none is near; and whether there is any (n,)."""
-        import cv2
-
-        sums = np.dstack([small * sure[..., None], sure.astype(np.float32)])
-        near, far = (cv2.blur(cv2.blur(sums, (size, size)), (size, size)) for size in (self.NEAR, self.FAR))
-        both = near[at] + 0.01 * far[at]
-        return both[:, :3] / (both[:, 3:] + 1e-9), both[:, 3] > 1e-7
-
     def _remember(self, small: np.ndarray, free: np.ndarray) -> np.ndarray:
-        """Take the free pixels of every other frame into the running plate; returns how well each pixel of it is known, (h,w) in [0,1]."""
+        """Take the free pixels of every third frame into the running plate; returns how well each pixel of it is known, (h,w) in [0,1]."""
         if self._plate is None:
             self._plate, self._seen = np.zeros_like(small), np.zeros(free.shape, np.float32)
-        if self._index % 2 == 0:
+        if self._index % 3 == 0:
             self._seen += free
-            self._plate[free] += (small[free] - self._plate[free]) / np.minimum(self._seen[free], self.MEMORY)[:, None]
+            self._plate += (free / np.clip(self._seen, 1, self.MEMORY))[..., None] * (small - self._plate)
         self._index += 1
-        return np.clip(self._seen / 4, 0, 1)
+        return np.minimum(self._seen / 4, 1)
+
+
+def _around(small: np.ndarray, sure: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colour (n,3) of the sure pixels (h,w) bool near each place, further ones where none is near; and whether there is any (n,)."""
+    import cv2
+
+    weight = sure.astype(np.float32)
+    near = cv2.blur(cv2.blur(cv2.merge([*cv2.split(small * weight[..., None]), weight]), (3, 3)), (3, 3))
+    coarse = cv2.resize(near, (max(1, near.shape[1] // 2), max(1, near.shape[0] // 2)), interpolation=cv2.INTER_AREA)
+    far = cv2.blur(cv2.blur(coarse, (9, 9)), (9, 9))
+    both = near[at] + 0.01 * far[np.minimum(at[0] // 2, far.shape[0] - 1), np.minimum(at[1] // 2, far.shape[1] - 1)]
+    return both[:, :3] / (both[:, 3:] + 1e-9), both[:, 3] > 1e-7
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,3)·(n,3) → (n,)."""
+    return np.einsum("nc,nc->n", a, b)
 
 
 def sharpen(mask: np.ndarray) -> np.ndarray:
