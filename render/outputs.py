@@ -55,14 +55,16 @@ def has_alpha(path: str | os.PathLike[str]) -> bool:
     return output_kind(path) != "mp4"
 
 
-def open_output(path: str | os.PathLike[str], width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False) -> Any:
+def open_output(path: str | os.PathLike[str], width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False, numbers: bool = False) -> Any:
     """A writer for `path` (see the module text), not yet entered. audio: as of `VideoWriter`; sequences have none.
+
+    numbers: EXR frames (H,W,1 to 4) are no colours but numbers, written as they are.
 
     Raises InputError for a name that says no kind.
     """
     kind = output_kind(path)
     if kind in ("png", "exr"):
-        return SequenceWriter(path, width, height, fps, synthetic)
+        return SequenceWriter(path, width, height, fps, synthetic, numbers)
     return (Mp4Writer if kind == "mp4" else ProResWriter)(path, width, height, fps, audio=audio, synthetic=synthetic)
 
 
@@ -141,11 +143,11 @@ class SequenceWriter:
     sequence of that name are removed then. Raises StageError when the disk is full.
     """
 
-    def __init__(self, path: Any, width: int, height: int, fps: float, synthetic: bool = False) -> None:
+    def __init__(self, path: Any, width: int, height: int, fps: float, synthetic: bool = False, numbers: bool = False) -> None:
         self.kind = output_kind(path)
         path = Path(path)
         self.folder, self.pattern = (path.parent, path.name) if path.suffix and not path.is_dir() else (path, "%05d.png")
-        self.path, self.width, self.height, self.fps, self.synthetic, self.frames = path, width, height, fps, synthetic, 0
+        self.path, self.width, self.height, self.fps, self.synthetic, self.numbers, self.frames = path, width, height, fps, synthetic, numbers, 0
 
     def __enter__(self) -> "SequenceWriter":
         try:
@@ -157,13 +159,13 @@ class SequenceWriter:
 
     def write(self, frame: np.ndarray) -> None:
         """Append one frame (H,W,3|4) float32. Raises ValueError for another shape."""
-        if frame.shape[:2] != (self.height, self.width) or frame.shape[2] not in (3, 4):
+        if frame.shape[:2] != (self.height, self.width) or frame.shape[2] not in ((1, 2, 3, 4) if self.numbers and self.kind == "exr" else (3, 4)):
             raise ValueError(f"expected a frame of {self.width}x{self.height} px with 3 or 4 channels, got {frame.shape}")
         self.frames += 1
         path = self._hidden / (self.pattern % self.frames)
         try:
             if self.kind == "exr":
-                write_exr(path, premultiplied(frame), {"DigitalSourceType": SYNTHETIC} if self.synthetic else {}, self.fps)
+                write_exr(path, frame if self.numbers else premultiplied(frame), {"DigitalSourceType": SYNTHETIC} if self.synthetic else {}, self.fps)
             else:
                 self._png(path, frame)
         except OSError as error:

@@ -116,6 +116,9 @@ def render(
     background: Optional[str] = None,
     size: Optional[str] = None,
     full_frame: bool = False,
+    camera: Optional[str] = None,
+    depth: Optional[Path] = None,
+    normals: Optional[Path] = None,
     seed: int = 0,
     shared: SharedRun = RunChoice(),
 ) -> dict[str, Any]:
@@ -136,13 +139,17 @@ def render(
             it nothing is known: the footage's background goes on blurred, the shoulders fall away at a slope.
         full_frame: Put the picture back into the footage, at its size and frame rate, with a soft edge. The head moves as in the footage
             (with another pose the shoulders would break at the edge), which plays forward and back while the speech is longer.
+        camera: orbit, orbit:DEGREES (swings to both sides in 6 s; 25 degrees look good, more shows what no footage did), or a .npz or .json with
+            world_to_camera (T,4,4), mm, from the footage's camera. The shoulders are flat and turn as a plane; the background stays.
+        depth: Write the head's depth, too: %05d.exr in mm (Z, A), or a video or PNG pictures, white near and black far.
+        normals: Write the head's normals, too: x right, y up, z to the viewer; %05d.exr as they are, else (n + 1) / 2.
         seed: Seed of the predicted head motion, blinks and gaze; the lips do not depend on it.
     """
     from recon.subject import Subject
     from thnerf.synthesis import render_speech
 
     return render_speech(Subject.open(subject), audio, out, run=shared.run, pose=pose, background=background, seed=seed, device=shared.device, size=size,
-                         full_frame=full_frame, track=track)
+                         full_frame=full_frame, track=track, camera=camera, depth=depth, normals=normals)
 
 
 def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:

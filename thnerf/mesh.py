@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Callable, Literal
 
 import numpy as np
 
@@ -91,17 +91,26 @@ def field_mesh(subject: Subject, run: str = "default", frame: int | None = None,
 
     Raises InputError when the run is missing. An untrained field gives the shape of the face model.
     """
-    import torch
-
     from thnerf.avatar import Avatar
 
     avatar, part = Avatar.load(subject.run(run) / "field.safetensors"), typical(subject, frame)
+    radiance = field_opacity(avatar, part)
+    values, lower = solid(avatar, subject, part, cell_mm)
+    vertices, faces = largest_component(*surface_nets(values, 0.5))
+    vertices = taubin(lower + (vertices + 0.5) * cell_mm, faces)
+    colours, seen = _field_colours(radiance, vertices, vertex_normals(vertices, faces))
+    return HeadMesh(vertices, faces, fill_in(vertices, faces, colours, seen), seen)
+
+
+def field_opacity(avatar: Any, part: Any) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The field of a Track's first frame as a function of points (N,3) mm: opacity (N,) of OPAQUE_MM of it, 0 outside its shell, and colour (N,3)."""
+    import torch
+
     avatar.head.eval()
     volume = avatar.volume
     table = avatar.blend(torch.from_numpy(avatar.condition.expression(part))).detach()
 
     def radiance(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Opacity (N,) of OPAQUE_MM of the field at points (N,3) mm, 0 outside its shell, and colour (N,3)."""
         unit = volume.unit(points).astype(np.float32)
         cell = np.floor(unit * len(volume.occupancy)).astype(int)
         there = ((cell >= 0) & (cell < len(volume.occupancy))).all(1)
@@ -113,16 +122,17 @@ def field_mesh(subject: Subject, run: str = "default", frame: int | None = None,
         opacity[there], colour[there] = 1 - np.exp(-density.numpy() * OPAQUE_MM / 100), rgb.numpy()
         return opacity, colour
 
-    model = subject.model
+    return radiance
+
+
+def solid(avatar: Any, subject: Subject, part: Any, cell_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """The head of a Track's first frame as a filled body: values (X,Y,Z) above 0.5 inside, and the corner (3,) mm of the grid of cells."""
+    model, volume = subject.model, avatar.volume
     head = model.vertices(part.shape, part.expression[0])
     lower, upper = volume.lower.astype(np.float64), volume.upper.astype(np.float64)
     lower[2] = min(lower[2], head[head[:, 1] > lower[1], 2].min() - 4 * cell_mm)  # the field ends at the ears, the head further back
     shape = np.ceil((upper - lower) / cell_mm).astype(int)
-    values = _solid(radiance, head, model.faces, lower, shape, cell_mm)
-    vertices, faces = largest_component(*surface_nets(values, 0.5))
-    vertices = taubin(lower + (vertices + 0.5) * cell_mm, faces)
-    colours, seen = _field_colours(radiance, vertices, vertex_normals(vertices, faces))
-    return HeadMesh(vertices, faces, fill_in(vertices, faces, colours, seen), seen)
+    return _solid(field_opacity(avatar, part), head, model.faces, lower, shape, cell_mm), lower
 
 
 def _solid(radiance: Any, head: np.ndarray, head_faces: np.ndarray, lower: np.ndarray, shape: np.ndarray, cell: float) -> np.ndarray:

@@ -43,11 +43,12 @@ class Renderer(Protocol):
 
 
 def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any = None, background: np.ndarray | Iterator[np.ndarray] | None = None,
-                 label: str = "render", transparent: bool = False) -> dict[str, Any]:
+                 label: str = "render", transparent: bool = False, numbers: bool = False) -> dict[str, Any]:
     """Render every frame of a track, marked as synthetic media, to what `out` names (see render.outputs); returns {frames, seconds, fps}.
 
     fps = frames per second of work. audio: a sound file, or (samples, rate), cut or padded to the frames. background: (H,W,3) float32 in [0,1],
     an iterator with one for each frame, or None for the subject's own. transparent: write the person alone, with alpha.
+    numbers: see `open_output`.
     Raises InputError for a track without frames, StageError when the disk is full or the encoder fails.
     """
     from render.outputs import open_output
@@ -59,7 +60,7 @@ def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any =
     pictures = repeat(background) if background is None or isinstance(background, np.ndarray) else background
     waiting: deque[Future[None]] = deque()
     # The pool is left first, so no thread writes any more when the writer ends or, on an error, throws the file away.
-    with open_output(out, width, height, track.fps, audio=audio, synthetic=True) as writer, ThreadPoolExecutor(1) as pool:
+    with open_output(out, width, height, track.fps, audio=audio, synthetic=True, numbers=numbers) as writer, ThreadPoolExecutor(1) as pool:
         try:
             for index in progress(range(len(track)), label):
                 frame = renderer.frame_rgba(track, index) if transparent else renderer.frame(track, index, next(pictures))
@@ -134,11 +135,13 @@ def driving_track(subject: Subject, text: str | Path | Track) -> Track:
 
 def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, run: str = "default", pose: str | Path | Track | None = None,
                   background: str | Path | None = None, seed: int = 0, device: str = "auto", size: str | int | None = None, full_frame: bool = False,
-                  track: str | Path | Track | None = None) -> dict[str, Any]:
+                  track: str | Path | Track | None = None, camera: str | Path | None = None, depth: str | Path | None = None,
+                  normals: str | Path | None = None) -> dict[str, Any]:
     """Render the subject speaking a sound file, as long as the sound to within a frame; or moving as a Track says.
 
     pose: see `pose_source`, 'audio' by default, 'source' with full_frame. size: of the picture, '512' or '1280x720'. full_frame: put the picture back into the
-    footage. track: see `driving_track`; the sound is then `audio`, or the footage's where the track is as long.
+    footage. track: see `driving_track`; the sound is then `audio`, or the footage's where the track is as long. camera: see
+    `thnerf.views.place_camera`. depth, normals: outputs besides, of the head alone (`thnerf.views.GeometryRenderer`).
     Returns {file, frames, video_fps, duration (s of video), seconds (of work, loading included), fps (frames per second of work), render_fps}.
     Raises InputError for unreadable sound, pose or background, an output of no known kind, a run that is missing or has no speech network,
     and wishes that exclude each other; all of it before the first frame is rendered.
@@ -150,6 +153,13 @@ def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, r
     output_kind(out)
     if full_frame and (size is not None or background is not None or pose not in (None, "source")):
         raise InputError("--full-frame has the size, background and head pose of the footage; leave out --size, --background and --pose (or give --pose source)")
+    extras = {"depth": depth, "normals": normals}
+    for extra in (e for e in extras.values() if e is not None):
+        output_kind(extra)
+        if Path(extra) == out or depth == normals:
+            raise InputError("the video, --depth and --normals need different names")
+    if full_frame and (camera is not None or depth is not None or normals is not None):
+        raise InputError("--full-frame has the camera of the footage; leave out --camera, --depth and --normals")
     if track is not None and pose is not None:
         raise InputError("--track has a head pose already; leave out --pose, or leave out --track")
     motion = None if track is None else driving_track(subject, track)
@@ -172,9 +182,20 @@ def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, r
     else:
         motion = sized(motion if motion is not None else _spoken(subject, run_dir, audio, seed, head, None), size, out)
         renderer = load_renderer(run_dir, subject, device)
+        if camera is not None:
+            from thnerf.views import carved, place_camera
+
+            motion = place_camera(motion, camera)
+            renderer.use_volume(carved(renderer.avatar, subject))
     done = render_track(renderer, motion, out, sound, pictures, transparent=transparent)
+    for kind, path in extras.items():
+        if path is not None:
+            from thnerf.views import GeometryRenderer
+
+            numbers = output_kind(path) == "exr"
+            render_track(GeometryRenderer(renderer.avatar, kind, numbers, float(np.median(motion.translation[:, 2]))), motion, path, label=kind, numbers=numbers)
     seconds = time.perf_counter() - start
-    return {"file": str(out), "frames": len(motion), "video_fps": motion.fps, "duration": len(motion) / motion.fps, "seconds": seconds,
+    return {"file": str(out), **{k: str(p) for k, p in extras.items() if p is not None}, "frames": len(motion), "video_fps": motion.fps, "duration": len(motion) / motion.fps, "seconds": seconds,
             "fps": len(motion) / seconds, "render_fps": done["fps"]}
 
 
