@@ -10,7 +10,7 @@ import numba as nb
 import numpy as np
 
 from thnerf.encodings.layout import PRIMES
-from thnerf.encodings.numba_vectors import LANES, add_pair, make
+from thnerf.encodings.numba_vectors import LANES, make, make_scatter
 
 CHUNK = 2048
 _TINY = 1e-11
@@ -19,6 +19,7 @@ _look_flat, _slope_flat, _corners_flat = make(2, False)
 _look_flat_hashed, _slope_flat_hashed, _corners_flat_hashed = make(2, True)
 _look, _slope, _corners = make(3, False)
 _look_hashed, _slope_hashed, _corners_hashed = make(3, True)
+_scatter_flat, _scatter = make_scatter(4), make_scatter(8)
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -105,7 +106,6 @@ def forward(x, which, pairs, total, scales, resolutions, entries, hashed, offset
 def backward_tables(x, which, gradient, total, scales, resolutions, entries, hashed, offsets, pairs):
     """Add the gradient of the tables, pairs (B·total,2), for the features' gradient (N, 2·levels)."""
     n, volume = x.shape[0], x.shape[1] == 3
-    corners = 8 if volume else 4
     for level in nb.prange(len(scales)):
         px, py, pz, first = np.zeros(CHUNK, np.float32), np.zeros(CHUNK, np.float32), np.zeros(CHUNK, np.float32), np.zeros(CHUNK, np.int32)
         entry, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
@@ -120,9 +120,10 @@ def backward_tables(x, which, gradient, total, scales, resolutions, entries, has
                 for i in range(min(LANES, count - at)):
                     ga, gb = gradient[start + at + i, 2 * level], gradient[start + at + i, 2 * level + 1]
                     if abs(ga) + abs(gb) > _TINY:
-                        for c in range(corners):
-                            w = weight[LANES * c + i]
-                            add_pair(pairs, np.int64(entry[LANES * c + i]), w * ga, w * gb)
+                        if volume:
+                            _scatter(pairs, entry, weight, i, ga, gb)
+                        else:
+                            _scatter_flat(pairs, entry, weight, i, ga, gb)
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")

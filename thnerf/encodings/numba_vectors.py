@@ -171,18 +171,29 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
     return look_up, slope, find_corners
 
 
-@intrinsic
-def add_pair(typing, pairs, entry, a, b):  # noqa: ANN001, ANN202
-    """pairs[entry] += (a, b), as one load, addition and store."""
+def make_scatter(corners: int) -> Callable[..., None]:
+    """A function for numba code that adds one sample's gradient to its corners' pairs."""
 
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        two = ir.VectorType(ir.FloatType(), 2)
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        place = builder.bitcast(builder.gep(data, [builder.shl(args[1], args[1].type(1))]), two.as_pointer())
-        value = ir.Constant(two, ir.Undefined)
-        for k in (0, 1):
-            value = builder.insert_element(value, args[2 + k], ir.IntType(32)(k))
-        builder.store(builder.fadd(builder.load(place, align=4), value), place, align=4)
-        return context.get_dummy_value()
+    @intrinsic
+    def scatter(typing, pairs, entry, weight, lane, a, b):  # noqa: ANN001, ANN202
+        """pairs[e] += weight · (a, b) for the corners (e, weight) of a lane, in planes of `find_corners`."""
 
-    return types.void(pairs, entry, a, b), code
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            two, word = ir.VectorType(ir.FloatType(), 2), ir.IntType(64)
+            data, entries, weights = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in range(3))
+            g, none = ir.Constant(two, ir.Undefined), ir.Constant(two, ir.Undefined)
+            for k in (0, 1):
+                g = builder.insert_element(g, args[4 + k], ir.IntType(32)(k))
+            for c in range(corners):
+                at = builder.add(args[3], word(c * LANES))
+                e = builder.sext(builder.load(builder.gep(entries, [at])), word)
+                w = builder.insert_element(none, builder.load(builder.gep(weights, [at])), ir.IntType(32)(0))
+                w = builder.shuffle_vector(w, none, ir.Constant(ir.VectorType(ir.IntType(32), 2), [0, 0]))
+                place = builder.bitcast(builder.gep(data, [builder.shl(e, word(1))]), two.as_pointer())
+                sum_ = builder.fadd(builder.load(place, align=4), builder.fmul(w, g, flags=_FAST), flags=_FAST)
+                builder.store(sum_, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(pairs, entry, weight, lane, a, b), code
+
+    return scatter
