@@ -125,6 +125,7 @@ def render(
     """Render the subject speaking a sound file to a video exactly as long as the sound.
 
     Example: thnerf render subjects/me --audio speech.wav -o speech.mp4
+
     Example: thnerf render subjects/me --audio speech.wav -o speech.mov --size 1280x720
 
     Args:
