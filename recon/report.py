@@ -20,10 +20,10 @@ from recon.sync import RATE, Sync
 from render.files import atomic_path, read_json
 from render.rotations import head_angles
 from render.sound import resample_audio
-from render.video import VideoWriter, read_frames
+from render.video import VideoWriter, picked_frames
 
 LOOP = 5.0  # s of overlay
-WORST, MATTES = 5, 4
+WORST, MATTES, MEASURED = 5, 4, 600
 _CURVES = (("jawOpen", "mouthPucker", "mouthSmileLeft", "mouthClose"), ("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp"))
 _VERDICT = {"ok": ("good footage", "Good footage: nothing needs to be recorded again."), "warn": ("usable footage", "This footage works. What to record differently next time:"),
             "fail": ("unusable footage", "This footage will not train well. What to record again:")}
@@ -121,27 +121,32 @@ def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _pass(subject: Subject, points: np.ndarray, valid: np.ndarray, wanted: set[int]) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
-    """The wanted frames of video.mp4, and brightness (0–255) and sharpness of the face in every frame (NaN where none)."""
-    pictures, light, sharp = {}, np.full(len(valid), np.nan), np.full(len(valid), np.nan)
-    for index, frame in enumerate(read_frames(subject.video_path)):
+    """The wanted frames of video.mp4, and brightness (0–255) and sharpness over its median of the face, (T,) each, NaN without a face.
+
+    Of long clips every few frames are measured, MEASURED in all, and the ones between are interpolated.
+    """
+    pictures, measured = {}, {}
+    step = max(1, len(valid) // MEASURED)
+    sampled = [i for i in range(len(valid)) if valid[i] and i % step == 0]
+    for index, frame in picked_frames(subject.video_path, wanted.union(sampled)):
         if index in wanted:
             pictures[index] = frame
         if valid[index]:
-            light[index], sharp[index] = sharpness_of(frame, points[index])
-    return pictures, light, sharp / np.nanmedian(sharp) if valid.any() else sharp
+            measured[index] = sharpness_of(frame, points[index])
+    if not measured:
+        return pictures, np.full(len(valid), np.nan), np.full(len(valid), np.nan)
+    at, values = np.array(list(measured)), np.array(list(measured.values()))
+    light, sharp = (np.where(valid, np.interp(np.arange(len(valid)), at, column), np.nan) for column in values.T)
+    return pictures, light, sharp / np.nanmedian(sharp)
 
 
 def _mattes(subject: Subject, wanted: Sequence[int], frames: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """The wanted mattes, and where (H,W) bool the background was ever seen."""
     from recon.matte import PLATE_FRAMES, seen_background
 
-    step, picks, mattes = max(1, frames // PLATE_FRAMES), [], {}
-    for index, matte in enumerate(read_frames(subject.matte_path, grey=True)):
-        if index in wanted:
-            mattes[index] = matte
-        if index % step == 0:
-            picks.append(matte)
-    return mattes, seen_background(np.stack(picks))
+    picks = range(0, frames, max(1, frames // PLATE_FRAMES))
+    mattes = dict(picked_frames(subject.matte_path, {*wanted, *picks}, grey=True))
+    return {i: mattes[i] for i in wanted}, seen_background(np.stack([mattes[i] for i in picks]))
 
 
 def _data(kind: str, content: bytes) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Collection, Iterator
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from render.encode import SYNTHETIC, VideoWriter
 from render.files import InputError
 from render.sound import AUDIO_RATE, decode, fit_length, reason, resample_audio, scaling, sound_blocks
 
-__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "probe", "read_audio_track", "read_frames", "read_frames_from", "resample_audio", "timed_frames", "timestamps"]
+__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "picked_frames", "probe", "read_audio_track", "read_frames", "read_frames_from", "resample_audio", "timed_frames", "timestamps"]
 PathLike = str | os.PathLike[str]
 _LONGEST_GAP = 60.0  # s; a longer jump of the timestamps is a break in the stream, not a held frame
 
@@ -100,6 +100,20 @@ def read_frames(path: PathLike, fps: float | None = None, grey: bool = False) ->
                 yield image
         if empty:
             raise InputError(f"{path} contains no frame that can be decoded; export it again as H.264 mp4")
+
+
+def picked_frames(path: PathLike, wanted: Collection[int], grey: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, frame) of the wanted stored frames, rising, frames like `read_frames` without fps; the others are decoded but not converted."""
+    last, wanted = max(wanted, default=-1), set(wanted)
+    if last < 0:
+        return
+    with _open(path) as source:
+        stream = source.streams.video[0]
+        for index, frame in enumerate(decode(source, stream, path)):
+            if index in wanted:
+                yield index, _luma(frame, stream) if grey else _rgb(frame, stream)
+            if index == last:
+                return
 
 
 def timed_frames(path: PathLike) -> Iterator[tuple[float, np.ndarray]]:

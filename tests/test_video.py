@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from render.files import InputError, StageError
-from render.video import SYNTHETIC, VideoWriter, crop_square, load_video, probe, read_audio_track, read_frames, resample_audio, timestamps
+from render.video import SYNTHETIC, VideoWriter, crop_square, load_video, picked_frames, probe, read_audio_track, read_frames, resample_audio, timestamps
 
 SIDE = 64
 
@@ -338,3 +338,16 @@ def test_real_clips_keep_their_frames_and_sound(footage):
     assert (info.width, info.height, info.fps) == (360, 288, 25.0)
     assert sum(1 for _ in read_frames(clip, 25)) == sum(1 for _ in read_frames(clip)) == info.frames == 75
     assert abs(len(read_audio_track(clip)) / 48000 - 3) < 0.1
+
+
+def test_picked_frames_are_those_of_a_full_read_and_stop_at_the_last(tmp_path):
+    path = tmp_path / "n.mp4"
+    with VideoWriter(path, SIDE, SIDE, 25) as writer:
+        for i in range(20):
+            writer.write(numbered(i))
+    everything = load_video(path)
+    for wanted in ([3, 17], {5}, range(20), []):
+        found = dict(picked_frames(path, wanted))
+        assert list(found) == sorted(wanted) and all((found[i] == everything[i]).all() for i in found)
+    assert next(picked_frames(path, [4], grey=True))[1].shape == (SIDE, SIDE)
+    assert list(picked_frames(path, [25])) == []
