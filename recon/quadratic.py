@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Callable
 
 import numpy as np
+from numba import njit
 
 from render.rotations import axis_angle_to_matrix
 
@@ -132,15 +133,23 @@ def bounded_minimum(H: np.ndarray, g: np.ndarray, start: np.ndarray, lower: np.n
         trial = np.clip(x - np.linalg.solve(reduced, (slope * free)[..., None])[..., 0], lower, upper)
         better = _value(H, g, trial) < _value(H, g, x)
         x = np.where(better[:, None], trial, x)
-    diagonal = np.diagonal(H, axis1=1, axis2=2)
     slope = np.matmul(H, x[..., None])[..., 0] - g
-    columns = np.ascontiguousarray(np.moveaxis(H, 1, 0))
-    for _ in range(sweeps):
-        for j in range(E):
-            moved = np.clip(x[:, j] - slope[:, j] / diagonal[:, j], lower[:, j], upper[:, j])
-            slope += columns[j] * (moved - x[:, j])[:, None]
-            x[:, j] = moved
+    _descend(np.ascontiguousarray(H), slope, x, lower, upper, sweeps)
     return x
+
+
+@njit(cache=True, nogil=True)
+def _descend(H: np.ndarray, slope: np.ndarray, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, sweeps: int) -> None:
+    """Coordinate descent of each problem; x and its slope change in place."""
+    T, E = x.shape
+    for t in range(T):
+        for _ in range(sweeps):
+            for j in range(E):
+                step = min(max(x[t, j] - slope[t, j] / H[t, j, j], lower[t, j]), upper[t, j]) - x[t, j]
+                if step != 0:
+                    x[t, j] += step
+                    for k in range(E):
+                        slope[t, k] += H[t, j, k] * step
 
 
 def _value(H: np.ndarray, g: np.ndarray, x: np.ndarray) -> np.ndarray:
