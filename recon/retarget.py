@@ -27,7 +27,7 @@ from render.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 CHUNK = 128
 REACH = 10.0  # mm beyond which a point of the default face has no counterpart
 SHAPE_RIDGE = 2.0  # mm²: neighbouring points err together, so a few of them count as one
-RIDGE = 0.0005  # of each expression's own weight
+RIDGE, NAMED = 0.0005, 0.3  # pull towards zero, or towards the source's weight of the same name, in parts of an expression's own weight
 ROUNDS, SHAPE_ROUNDS = 6, 12
 UNSEEN = 0.02  # mm RMS over the face: expressions that move it less are copied by name
 LIMIT = 3.0  # of statistical components
@@ -113,10 +113,11 @@ def retarget(track: Track, source: MorphableModel, target: MorphableModel, smoot
     lower, upper = _bounds(target)
     outlook = _turned(track.gaze.astype(np.float64), np.repeat(fitted.R[None], len(track), 0))  # the eyes keep looking where they looked
     given = _given(track, target, fitted, outlook)
+    ridge, lean = _lean(track, source, target)
     expression, rotation, translation = np.zeros((len(track), len(lower))), np.zeros((len(track), 3)), np.zeros((len(track), 3))
     for chunk in _chunks(len(track)):
         wanted = fitted.place(_moving(source, here, track.shape, track.expression[chunk]).astype(np.float64)) - fitted.misfit
-        expression[chunk], rotation[chunk], translation[chunk] = _explain(fitted, wanted, given[chunk], lower, upper)
+        expression[chunk], rotation[chunk], translation[chunk] = _explain(fitted, wanted, given[chunk], lower, upper, ridge, lean[chunk])
     strength = smoothing * (track.fps / 25) ** 4
     smooth = lambda x: whittaker(x, strength, track.clip_starts)  # noqa: E731
     expression, rotation, translation = np.clip(smooth(expression), lower, upper), smooth(rotation), smooth(translation)
@@ -169,6 +170,16 @@ def _given(track: Track, target: MorphableModel, fitted: _Target, gaze: np.ndarr
     return out
 
 
+def _lean(track: Track, source: MorphableModel, target: MorphableModel) -> tuple[np.ndarray, np.ndarray]:
+    """Relative strength (E,) and centre (T,E) of the pull on each expression: between models that both have ARKit's weights a name means something."""
+    ridge, lean = np.full(len(target.expression_names), RIDGE), np.zeros((len(track), len(target.expression_names)))
+    if "jawOpen" in source.expression_names and "jawOpen" in target.expression_names:
+        for i, name in enumerate(target.expression_names):
+            if name in source.expression_names:
+                ridge[i], lean[:, i] = NAMED, track.column(name)
+    return ridge, lean
+
+
 def _close(expression: np.ndarray, names: tuple[str, ...]) -> None:
     """Keep mouthClose at or below jawOpen, in place."""
     if {"mouthClose", "jawOpen"} <= set(names):
@@ -176,7 +187,8 @@ def _close(expression: np.ndarray, names: tuple[str, ...]) -> None:
         expression[:, i] = np.minimum(expression[:, i], expression[:, j])
 
 
-def _explain(fitted: _Target, wanted: np.ndarray, given: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _explain(fitted: _Target, wanted: np.ndarray, given: np.ndarray, lower: np.ndarray, upper: np.ndarray,
+             ridge: np.ndarray, lean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Expressions (T,E), rotation vectors (T,3) and translations (T,3) that bring the target's points to `wanted` (T,N,3).
 
     Gauss–Newton in a box. The motion is linear in everything but rotations, so each round corrects for what the joints and the rigid
@@ -188,7 +200,8 @@ def _explain(fitted: _Target, wanted: np.ndarray, given: np.ndarray, lower: np.n
     rigid = np.stack([*(np.cross(axis, arm) for axis in np.eye(3)), *(np.broadcast_to(axis, arm.shape) for axis in np.eye(3))])
     flat = (np.concatenate([fitted.basis, rigid]) * root).reshape(E + 6, -1)
     H = flat @ flat.T
-    H[np.diag_indices(E)] *= 1 + RIDGE
+    pull = ridge * np.diag(H)[:E]
+    H[np.diag_indices(E)] += pull
     H[np.diag_indices(E + 6)] += 1e-6 * max(float(np.diag(H).max()), 1.0)
     low, high = (np.repeat(np.concatenate([b, np.full(6, big)])[None], T, 0) for b, big in ((lower, -1e3), (upper, 1e3)))
     fixed = np.isfinite(given)
@@ -202,6 +215,7 @@ def _explain(fitted: _Target, wanted: np.ndarray, given: np.ndarray, lower: np.n
         local = (wanted - t[:, None]) @ R
         left = local - fitted.exact(e) + np.tensordot(e, fitted.basis, 1)
         g = (left * root).reshape(T, -1) @ flat.T
+        g[:, :E] += pull * lean
         top = high.copy()
         if close is not None:
             top[:, close] = np.minimum(top[:, close], np.maximum(e[:, jaw], 0.02) if round_ else 1.0)

@@ -22,8 +22,10 @@ def flame(tmp_path_factory) -> MorphableModel:
     return load_model(foreign.write_flame(tmp_path_factory.mktemp("flame")))
 
 
-def remeshed(scale: float = 1.07, turn: float = 0.05, seed: int = 0) -> MorphableModel:
-    """The default head without neck and back, its vertices shuffled, larger and slightly nodding: other numbers, same faces."""
+def remeshed(scale: float = 1.07, turn: float = 0.05, seed: int = 0, named: bool = True) -> MorphableModel:
+    """The default head without neck and back, its vertices shuffled, larger and slightly nodding: other numbers, same faces.
+
+    named: whether its expressions say what they are."""
     default, rng = load_model(), np.random.default_rng(seed)
     kept = rng.permutation(np.flatnonzero(~default.regions["neck"] & (default.mean[:, 2] > -60)))
     where = np.full(len(default.mean), -1)
@@ -37,7 +39,8 @@ def remeshed(scale: float = 1.07, turn: float = 0.05, seed: int = 0) -> Morphabl
     for scheme in default.landmarks:
         at, _ = closest_points(move(default.points(default.mean, scheme)) + [2, -3, 4], mean, faces)
         landmarks[scheme] = Embedding(at.faces, at.barycentric)
-    return MorphableModel("remeshed", mean, move(default.shape_basis[:, kept]), move(default.expression_basis[:, kept]), faces, default.expression_names, landmarks)
+    return MorphableModel("remeshed", mean, move(default.shape_basis[:, kept]), move(default.expression_basis[:, kept]), faces,
+                          default.expression_names if named else tuple(f"w{i}" for i in range(52)), landmarks, bounds=None if named else np.tile([0.0, 1.0], (52, 1)))
 
 
 def speech(frames: int = 50, starts: tuple[int, ...] = (0,), seed: int = 1) -> Track:
@@ -66,16 +69,15 @@ def picture(model: MorphableModel, track: Track) -> np.ndarray:
 
 
 def test_there_and_back_gives_the_same_weights():
-    default, other, track = load_model(), remeshed(), speech()
+    default, other, track = load_model(), remeshed(named=False), speech()
     there, report = retarget(track, default, other, smoothing=0)
-    assert there.model_id == "remeshed" and report["residual_p95_mm"] < 0.1 and report["identity_mm"] < 0.05
-    free = [i for i, n in enumerate(track.expression_names) if not n.startswith("eye")]  # that head nods, so its eyes look elsewhere
-    np.testing.assert_allclose(there.expression[:, free], track.expression[:, free], atol=0.02)
+    assert there.model_id == "remeshed" and report["residual_p95_mm"] < 0.05 and report["identity_mm"] < 0.05
+    np.testing.assert_allclose(there.expression, track.expression, atol=0.05)
     shared = dense_points(other)[1] > 0.9  # not the rim that this mesh lacks
     gap = np.linalg.norm(picture(other, there) - picture(default, track), axis=-1)[:, shared]
     assert gap.mean() < 0.06 and gap.max() < 0.6
     back, report = retarget(there, other, default, smoothing=0)
-    assert report["residual_p95_mm"] < 0.1 and len(report["frame_mean_mm"]) == len(report["frame_p95_mm"]) == 50
+    assert report["residual_p95_mm"] < 0.05 and len(report["frame_mean_mm"]) == len(report["frame_p95_mm"]) == 50
     np.testing.assert_allclose(back.expression, track.expression, atol=0.025)
     assert np.degrees(angle_between(back.rotation, track.rotation)).max() < 0.1
     np.testing.assert_allclose(back.gaze, track.gaze, atol=2e-3)
@@ -85,6 +87,17 @@ def test_there_and_back_gives_the_same_weights():
     np.testing.assert_array_equal(back.torso, track.torso)
     np.testing.assert_array_equal(back.valid, track.valid)
     assert back.meta["retarget"]["source"] == "remeshed" and back.meta["detector"] == "mediapipe" and json.dumps(dict(back.meta))
+
+
+def test_names_that_both_models_have_settle_what_geometry_leaves_open():
+    """Two models whose mouths differ: pucker is made of other shapes in one, yet stays pucker."""
+    default, other, track = load_model(), remeshed(1.0, 0.0), speech(20)
+    basis = other.expression_basis.copy()
+    basis[other.index("mouthPucker")] = 0.7 * basis[other.index("mouthPucker")] + 0.3 * basis[other.index("mouthFunnel")]
+    there, report = retarget(track, default, MorphableModel(**{**vars(other), "expression_basis": basis}), smoothing=0)
+    assert np.corrcoef(there.column("mouthPucker"), track.column("mouthPucker"))[0, 1] > 0.99 and report["residual_p95_mm"] < 0.5
+    back, _ = retarget(there, MorphableModel(**{**vars(other), "expression_basis": basis}), default, smoothing=0)
+    np.testing.assert_allclose(back.expression, track.expression, atol=0.1)
 
 
 def test_a_model_onto_itself_changes_nothing():

@@ -17,7 +17,7 @@ LICENCE = "GNM Head: Apache-2.0 (Google); not shipped with thnerf"
 NEEDED = ("template_vertex_positions", "template_joint_positions", "vertex_identity_basis", "joint_identity_basis", "expression_basis", "expression_names",
           "joint_names", "joint_parent_indices", "skinning_weights", "triangles")
 FITTED = {"left_eye_region": 20, "right_eye_region": 20, "lower_face_region": 40}  # leading components that landmarks can tell apart
-SKIN = ("skin_exterior", "skin")
+SKIN, MOUTH = ("skin_exterior", "skin"), "mouth_sock"
 SPARSE = ("head_sparse_68.txt", "../../landmarks/head_sparse_68.txt")
 
 
@@ -79,5 +79,6 @@ def _skin(data: dict[str, np.ndarray], vertices: int) -> np.ndarray | None:
     groups, names = np.asarray(data["vertex_groups"], np.float32), [str(n) for n in np.asarray(data["vertex_group_names"]).ravel().tolist()]
     for name in SKIN:
         if name in names and groups.shape == (len(names), vertices) and (groups[names.index(name)] > 0.5).any():
-            return groups[names.index(name)] > 0.5
+            inside = groups[names.index(MOUTH)] > 0.5 if MOUTH in names else False
+            return (groups[names.index(name)] > 0.5) & ~np.asarray(inside)
     return None
