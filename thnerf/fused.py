@@ -13,9 +13,10 @@ import numba as nb
 import numpy as np
 
 from render.march import clip_ray
+from thnerf.dense import BLOCK, dense
 from thnerf.encodings.numba_blocks import look_up
 
-BLOCK, TILE = 64, 16
+TILE = 16
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 
 
@@ -33,38 +34,6 @@ def _exp(x, bits, power):
         x[i] = _ONE + f * (_ONE + f * (_HALF + f * (np.float32(1 / 6) + f * (np.float32(1 / 24) + f * (np.float32(1 / 120) + f * np.float32(1 / 720))))))
     for i in range(BLOCK):
         x[i] *= power[i]
-
-
-@nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _dense(weight, bias, x, y, rectify):
-    """One layer, y (outputs, BLOCK) = weight (outputs, inputs) @ x (inputs, BLOCK) + bias; outputs a multiple of 4."""
-    outputs, inputs = weight.shape
-    for j in range(0, outputs, 4):
-        y0, y1, y2, y3 = y[j], y[j + 1], y[j + 2], y[j + 3]
-        for i in range(BLOCK):
-            y0[i], y1[i], y2[i], y3[i] = bias[j], bias[j + 1], bias[j + 2], bias[j + 3]
-        for k in range(0, inputs - inputs % 4, 4):
-            a, b, c, d = x[k], x[k + 1], x[k + 2], x[k + 3]
-            w00, w01, w02, w03 = weight[j, k], weight[j, k + 1], weight[j, k + 2], weight[j, k + 3]
-            w10, w11, w12, w13 = weight[j + 1, k], weight[j + 1, k + 1], weight[j + 1, k + 2], weight[j + 1, k + 3]
-            w20, w21, w22, w23 = weight[j + 2, k], weight[j + 2, k + 1], weight[j + 2, k + 2], weight[j + 2, k + 3]
-            w30, w31, w32, w33 = weight[j + 3, k], weight[j + 3, k + 1], weight[j + 3, k + 2], weight[j + 3, k + 3]
-            for i in range(BLOCK):
-                p, q, r, s = a[i], b[i], c[i], d[i]
-                y0[i] += w00 * p + w01 * q + w02 * r + w03 * s
-                y1[i] += w10 * p + w11 * q + w12 * r + w13 * s
-                y2[i] += w20 * p + w21 * q + w22 * r + w23 * s
-                y3[i] += w30 * p + w31 * q + w32 * r + w33 * s
-        for k in range(inputs - inputs % 4, inputs):
-            a, w00, w10, w20, w30 = x[k], weight[j, k], weight[j + 1, k], weight[j + 2, k], weight[j + 3, k]
-            for i in range(BLOCK):
-                y0[i] += w00 * a[i]
-                y1[i] += w10 * a[i]
-                y2[i] += w20 * a[i]
-                y3[i] += w30 * a[i]
-        if rectify:
-            for i in range(BLOCK):
-                y0[i], y1[i], y2[i], y3[i] = max(y0[i], _ZERO), max(y1[i], _ZERO), max(y2[i], _ZERO), max(y3[i], _ZERO)
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -147,9 +116,9 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
                 continue
             _encode(True, position[0], position[1], position[2], table, grid, first, features)
             _prior(position, prior, n, bias)
-            _dense(w1, b1, features, hidden, True)
-            _dense(w2, b2, hidden, second, True)
-            _dense(w3, b3, second, y, False)
+            dense(w1, b1, features, hidden, True)
+            dense(w2, b2, hidden, second, True)
+            dense(w3, b3, second, y, False)
             y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
             for i in range(BLOCK):
                 y0[i], y1[i], y2[i], y3[i] = min(max(y0[i] + bias[i], np.float32(-8)), np.float32(8)), -y1[i], -y2[i], -y3[i]
@@ -221,8 +190,8 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 position[0, i] = min(max(margin + (_ONE - 2 * margin) * x, _ZERO), _ONE)
                 position[1, i] = min(max(margin + (_ONE - 2 * margin) * z, _ZERO), _ONE)
             _encode(False, position[0], position[1], position[1], table, grid, first, features)
-            _dense(w1, b1, features, hidden, True)
-            _dense(w2, b2, hidden, y, False)
+            dense(w1, b1, features, hidden, True)
+            dense(w2, b2, hidden, y, False)
             for k in range(4):
                 row = y[k]
                 for i in range(BLOCK):

@@ -4,6 +4,7 @@ numba does not turn the plain loops into vector instructions (too many arrays mi
 out on <16 x float>, and a corner's two features are gathered as one 64-bit word. LLVM lowers this to what the CPU has: AVX-512,
 AVX2, or scalar loads. Measured on two cores with AVX-512: see tests/benchmarks/bm_encoding.py.
 
+Memory is read as it lies, so arrays of another type or layout are typing errors.
 All three functions made by `make(dimensions, hashed)` begin with the arguments
 
     x, y, z, at      float32 planes and where the 16 samples begin; in 2D z is not read
@@ -23,6 +24,16 @@ from numba.extending import intrinsic
 LANES = 16
 _F, _I, _L = (ir.VectorType(t, LANES) for t in (ir.FloatType(), ir.IntType(32), ir.IntType(64)))
 _FAST = ("fast",)
+
+
+def _planes(kind: Any, *arrays: Any) -> bool:
+    """Whether arrays are contiguous and of a type."""
+    return all(isinstance(a, types.Array) and a.dtype == kind and a.layout == "C" for a in arrays)
+
+
+def _level(x: Any, y: Any, z: Any, first: Any, scale: Any, my: Any, mz: Any, size: Any) -> bool:
+    """Whether the arguments common to all functions have the types the code assumes."""
+    return _planes(types.float32, x, y, z) and _planes(types.int32, first) and scale == types.float32 and my == mz == size == types.int32
 
 
 class _Cell:
@@ -124,6 +135,8 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
     @intrinsic
     def look_up(typing, x, y, z, at, first, scale, my, mz, size, pairs, a, b):  # noqa: ANN001, ANN202 - numba's signature
         """a, b (planes of float32) at `at` become the two features of the level."""
+        if not (_level(x, y, z, first, scale, my, mz, size) and _planes(types.float32, pairs, a, b)):
+            return None
 
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             cell = _Cell(context, builder, signature, args, dimensions, hashed)
@@ -135,11 +148,13 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
             cell.store(sums[1], 11)
             return context.get_dummy_value()
 
-        return types.void(x, y, z, at, first, scale, my, mz, size, pairs, a, b), code
+        return types.void(x, y, z, types.int64, first, scale, my, mz, size, pairs, a, b), code
 
     @intrinsic
     def slope(typing, x, y, z, at, first, scale, my, mz, size, pairs, ga, gb, sx, sy, sz):  # noqa: ANN001, ANN202
         """Add to planes sx, sy, sz the gradient of ga·a + gb·b along the axes (planes ga, gb; sz is left alone in 2D)."""
+        if not (_level(x, y, z, first, scale, my, mz, size) and _planes(types.float32, pairs, ga, gb, sx, sy, sz)):
+            return None
 
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             cell = _Cell(context, builder, signature, args, dimensions, hashed)
@@ -153,11 +168,13 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
                 cell.store(total, 12 + axis)
             return context.get_dummy_value()
 
-        return types.void(x, y, z, at, first, scale, my, mz, size, pairs, ga, gb, sx, sy, sz), code
+        return types.void(x, y, z, types.int64, first, scale, my, mz, size, pairs, ga, gb, sx, sy, sz), code
 
     @intrinsic
     def find_corners(typing, x, y, z, at, first, scale, my, mz, size, entry, weight):  # noqa: ANN001, ANN202
         """entry (int32) and weight (float32), one plane after the other, become those of the 2^D corners: 16 numbers a corner."""
+        if not (_level(x, y, z, first, scale, my, mz, size) and _planes(types.int32, entry) and _planes(types.float32, weight)):
+            return None
 
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             cell = _Cell(context, builder, signature, args, dimensions, hashed)
@@ -166,7 +183,7 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
                 cell.store(cell.weight(c), 10, ir.IntType(64)(c * LANES))
             return context.get_dummy_value()
 
-        return types.void(x, y, z, at, first, scale, my, mz, size, entry, weight), code
+        return types.void(x, y, z, types.int64, first, scale, my, mz, size, entry, weight), code
 
     return look_up, slope, find_corners
 
@@ -177,6 +194,8 @@ def make_scatter(corners: int) -> Callable[..., None]:
     @intrinsic
     def scatter(typing, pairs, entry, weight, lane, a, b):  # noqa: ANN001, ANN202
         """pairs[e] += weight · (a, b) for the corners (e, weight) of a lane, in planes of `find_corners`."""
+        if not (_planes(types.float32, pairs, weight) and _planes(types.int32, entry) and a == b == types.float32):
+            return None
 
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             two, word = ir.VectorType(ir.FloatType(), 2), ir.IntType(64)
@@ -194,6 +213,6 @@ def make_scatter(corners: int) -> Callable[..., None]:
                 builder.store(sum_, place, align=4)
             return context.get_dummy_value()
 
-        return types.void(pairs, entry, weight, lane, a, b), code
+        return types.void(pairs, entry, weight, types.int64, a, b), code
 
     return scatter
