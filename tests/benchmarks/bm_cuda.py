@@ -84,8 +84,8 @@ def toy_set(frames: int, size: int) -> TrainingSet:
 def training(data: TrainingSet, samples: int, steps: int) -> tuple[Trainer, dict[str, float]]:
     """Field samples a second with gradient and optimisers, once the pose correction learns too."""
     small = {"head": FieldConfig(levels=4, log2_entries=9, finest_resolution=32, width=16, occupancy=32, step_mm=9), "torso": TorsoConfig(levels=3, log2_entries=8, finest_resolution=32, width=16)}
-    config = TrainConfig(samples_per_step=samples, device="auto", **(small if DRY else {}))
-    trainer = new_trainer(data, toy_model(), config, "triton")
+    config = TrainConfig(samples_per_step=samples, device="auto", encoding="triton", **(small if DRY else {}))
+    trainer = new_trainer(data, toy_model(), config)
     for _ in range(1 if DRY else 20):
         trainer.advance(0.0)
     trainer.steps = 300
