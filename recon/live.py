@@ -32,8 +32,8 @@ from render.rotations import FRONTAL, from_frontal, matrix_to_axis_angle, relati
 from render.threads import one_blas_thread
 
 REFINED_AT = (10, 30, 75, 150, 300, 600)  # frames with a face at which the identity is estimated (again)
-TAKEN_AFTER, FADE = 20, 12  # frames until an estimate is taken over, at most, and over which it is faded in
-KEYFRAMES, POOL = 24, 600  # per estimate; frames that are remembered for it
+TAKEN_AFTER, FADE = 40, 12  # frames until an estimate is taken over, at most, and over which it is faded in
+KEYFRAMES, POOL = 16, 600  # per estimate; frames that are remembered for it
 CAMERA_FOCAL = 0.85  # prior focal length of a camera in picture widths: a webcam's 60 degrees
 FRAMING = 2.3  # face heights that a talking-head clip shows: the prior focal length of `fit` is for such a picture
 FORGET = 0.5  # s without a face after which smoothing starts anew
@@ -119,7 +119,7 @@ class LiveTracker:
             problem, identity = self.pending[1].result()
             self.old, self.new, self.taken, self.problem, self.pending = self._identity(), identity, self.count, problem, None
         if self.count in REFINED_AT:
-            wait = min(TAKEN_AFTER, self.count // 2)
+            wait = min(TAKEN_AFTER, self.count * 3 // 2)  # before the next one starts
             self.pending = (self.count + wait, self.worker.submit(self._estimate, list(self.seen), None))
 
     def _estimate(self, seen: list[np.ndarray], rounds: int | None) -> tuple[Any, Any]:
