@@ -71,6 +71,8 @@ def test_fused_renderer_equals_the_readable_one(subject: Subject, trained, large
     assert psnr(over, fast) > 40
     plate = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
     assert psnr(renderer.frame(subject.track, 9, plate), HeadRenderer.load(trained, subject).frame(subject.track, 9, plate)) > 45
+    renderer.use_volume(dataclasses.replace(avatar.volume, occupancy=np.zeros_like(avatar.volume.occupancy)))
+    assert np.abs(renderer.frame(subject.track, 9, plate)[0] - plate[0]).max() < 1e-6  # the head is gone
 
 
 @needs_triton
