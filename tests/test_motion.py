@@ -1,5 +1,6 @@
 """Speech → motion laws, on a synthetic subject whose jaw is a known function of its sound."""
 
+import dataclasses
 import json
 import warnings
 
@@ -114,7 +115,7 @@ def test_nothing_outside_the_training_frames_is_learnt_from(trained, tmp_path):
     few = MotionConfig(**{**SMALL.__dict__, "steps": 12})
     motion.train_motion(Subject.open(other.path), tmp_path / "spoilt", few, 1e6)
     motion.train_motion(subject, tmp_path / "clean", few, 1e6)
-    (_, x), (_, y) = motion._load(tmp_path / "spoilt"), motion._load(tmp_path / "clean")
+    (_, x), (_, y) = motion._load(tmp_path / "spoilt" / motion.FILE), motion._load(tmp_path / "clean" / motion.FILE)
     for name in x:
         np.testing.assert_allclose(x[name], y[name], atol=1e-3, err_msg=name)
 
@@ -216,13 +217,33 @@ def test_a_finished_network_is_kept(trained):
     assert (run / motion.FILE).stat().st_mtime_ns == before
 
 
+def test_a_stopped_training_goes_on_after_its_last_finished_network(trained, tmp_path, monkeypatch):
+    subject, _, _, _ = trained
+    train_member, calls = lipnet.fit_member, []
+
+    def stopping(*arguments):
+        calls.append(arguments[5])  # the seed
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train_member(*arguments)
+
+    monkeypatch.setattr(lipnet, "fit_member", stopping)
+    config = dataclasses.replace(SMALL, members=2)
+    with pytest.raises(KeyboardInterrupt):
+        motion.train_motion(subject, tmp_path, config, seconds=30)
+    assert (tmp_path / motion.STATE).exists() and not (tmp_path / motion.FILE).exists()
+    report = motion.train_motion(subject, tmp_path, config, seconds=30)
+    assert calls == [calls[0], calls[1], calls[1]] and report["members"] == 2
+    assert (tmp_path / motion.FILE).exists() and not (tmp_path / motion.STATE).exists()
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "noise", "other version", "no header", "lost tensor", "other model"])
 def test_damaged_networks_are_refused(trained, tmp_path, kind):
     from safetensors.numpy import load_file, save_file
 
     subject, run, _, (sound, _) = trained
     data = (run / motion.FILE).read_bytes()
-    header, tensors = motion._load(run)
+    header, tensors = motion._load(run / motion.FILE)
     path = tmp_path / motion.FILE
     if kind == "empty":
         path.write_bytes(b"")

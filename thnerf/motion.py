@@ -29,6 +29,7 @@ from thnerf.pose import Layout, PoseModel, fit_pose, sampled_columns, source_sta
 
 VERSION = 1
 FILE = "motion.safetensors"
+STATE = "motion-state.safetensors"  # of an unfinished training
 _INNER_LIPS = (13, 14)  # MediaPipe landmarks: middle of the upper and of the lower inner lip
 
 
@@ -91,8 +92,6 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     stretches that the predicting network did not train on), correlation and gain by mode, steps, seconds, frames, reused}.
     Raises InputError when the subject has no sound or too little speech to learn from.
     """
-    import torch
-
     from thnerf import lipnet
 
     config, run_dir, begin = config or MotionConfig(), Path(run_dir), time.perf_counter()
@@ -101,7 +100,7 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     fingerprint = _fingerprint(subject, config)
     if (run_dir / FILE).exists():
         try:
-            old = _load(run_dir)[0]
+            old = _load(run_dir / FILE)[0]
         except InputError:
             old = {}
         if old.get("fingerprint") == fingerprint:
@@ -122,7 +121,8 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
                  for (a, b), h in zip(ranges, heard)]
     weights = modes.scale / modes.scale.sum()
     opening = modes.opening / max(float(np.std(z[train] @ modes.opening)), 1e-6)
-    nets, said, truth, paused, steps = _fit_ensemble(stretches, weights, opening, config, seconds - (time.perf_counter() - begin))
+    nets, said, truth, paused, steps = _fit_ensemble(stretches, weights, opening, config, seconds - (time.perf_counter() - begin),
+                                                     run_dir / STATE, fingerprint)
     gain, correlation = _variance_gain(said, truth)
     activity, pause = np.zeros(len(track), np.float32), np.zeros(len(track))
     for (a, b), h in zip(ranges, heard):
@@ -141,31 +141,75 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "closing": np.array([closing]), "gain": gain, "scale": modes.scale,
                 "back": modes.back, "centre": modes.mean,
                 "low": y.min(0), "high": y.max(0), "rest": np.median(track.expression[train], 0)}
-    tensors |= {f"net{i}.{k}": v.numpy() for i, net in enumerate(nets) for k, v in net.state_dict().items()}
-    _save(run_dir, header, tensors)
+    for i, net in enumerate(nets):
+        tensors |= _weights_of(net, i)
+    _save(run_dir / FILE, header, tensors)
+    (run_dir / STATE).unlink(missing_ok=True)
     return {**report, "reused": False}
 
 
 def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray, config: MotionConfig,
-                  seconds: float) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, int]:
+                  seconds: float, state: Path, fingerprint: str) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, int]:
     """Train the networks one after another → (networks, what each said of the frames it had not seen (N, K), the truth (N, K),
-    the pauses there (N,), steps in all)."""
+    the pauses there (N,), steps in all).
+
+    Each finished network is kept in `state` (a quarter of a minute's work), so that a stopped run of that fingerprint goes on after it.
+    """
     from thnerf import lipnet
 
-    nets, said, truth, paused, steps, begin = [], [], [], [], 0, time.perf_counter()
+    nets, said, truth, paused = [], [], [], []
+    header, tensors = _unfinished(state, fingerprint)
+    steps, begin = header["steps"], time.perf_counter() - header["seconds"]
     with progress(None, "speech to motion", total=100, unit="%") as bar:
         for member in range(config.members):
             part = max(0.5, (seconds - (time.perf_counter() - begin)) / (config.members - member))
             fit, check = lipnet.hold_out(stretches, member, config.members, config.hold_out)
             advance = lambda done: bar.update(round(100 * (member + done) / config.members) - bar.n)  # noqa: E731
-            seed = config.seed * 1000 + member
-            net, out, count = lipnet.fit_member(fit, check, weights, opening, dataclasses.asdict(config), seed, part, advance)
+            if member < header["members"]:
+                net = _network(tensors, member, stretches[0].features.shape[1], len(weights), header["config"])
+                out = [net.predict(s.features, len(s)) for s in check]
+                advance(1.0)
+            else:
+                seed = config.seed * 1000 + member
+                net, out, count = lipnet.fit_member(fit, check, weights, opening, dataclasses.asdict(config), seed, part, advance)
+                steps += count
+                tensors |= _weights_of(net, member)
+                header = {"version": VERSION, "fingerprint": fingerprint, "members": member + 1, "steps": steps,
+                          "seconds": time.perf_counter() - begin, "config": dataclasses.asdict(config)}
+                _save(state, header, tensors)
             nets.append(net)
-            steps += count
             said += [o[s.mask > 0] for o, s in zip(out, check)]
             truth += [s.targets[s.mask > 0] for s in check]
             paused += [s.pause[s.mask > 0] for s in check]
     return nets, np.concatenate(said), np.concatenate(truth), np.concatenate(paused), steps
+
+
+def _unfinished(state: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a stopped training has left behind, or a header that says nothing has been done (a damaged state is done again)."""
+    if state.exists():
+        try:
+            header, tensors = _load(state)
+            if header.get("fingerprint") == fingerprint:
+                return header, tensors
+        except InputError:
+            state.unlink()
+    return {"members": 0, "steps": 0, "seconds": 0.0}, {}
+
+
+def _weights_of(net: Any, member: int) -> dict[str, np.ndarray]:
+    """A network's parameters under the names that files have for them."""
+    return {f"net{member}.{k}": v.numpy() for k, v in net.state_dict().items()}
+
+
+def _network(tensors: dict[str, np.ndarray], member: int, bands: int, outputs: int, config: dict[str, Any]) -> Any:
+    """The network that `_weights_of` named, ready to predict."""
+    import torch
+
+    from thnerf.lipnet import LipNet
+
+    net = LipNet(bands, outputs, config["hidden"], config["layers"], config["dropout"])
+    net.load_state_dict({k.split(".", 1)[1]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(f"net{member}.")})
+    return net.eval()
 
 
 def _hear_training(subject: Subject) -> tuple[list[tuple[int, int]], list[audio.Heard]]:
@@ -216,21 +260,20 @@ def _fingerprint(subject: Subject, config: MotionConfig) -> str:
     return digest.hexdigest()
 
 
-def _save(run_dir: Path, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+def _save(path: Path, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save
 
     arrays = {k: np.ascontiguousarray(v, np.int32 if np.asarray(v).dtype.kind in "iu" else np.float32) for k, v in tensors.items()}
-    with atomic_path(run_dir / FILE) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(save(arrays, {"thnerf": json.dumps(header)}))
 
 
-def _load(run_dir: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a trained run. Raises InputError when it is missing, damaged or of another version."""
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays of a trained network. Raises InputError when it is missing, damaged or of another version."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(run_dir) / FILE
     if not path.exists():
-        raise InputError(f"{run_dir} has no speech-to-motion network; train it with thnerf train on footage with sound")
+        raise InputError(f"{path.parent} has no speech-to-motion network; train it with thnerf train on footage with sound")
     try:
         with safe_open(str(path), "np") as stream:
             header = json.loads((stream.metadata() or {})["thnerf"])
@@ -248,11 +291,7 @@ class _Speaker:
     """A loaded run: sound → coefficients and states, at the subject's frame rate."""
 
     def __init__(self, subject: Subject, run_dir: Path) -> None:
-        import torch
-
-        from thnerf.lipnet import LipNet
-
-        header, tensors = _load(run_dir)
+        header, tensors = _load(Path(run_dir) / FILE)
         names = subject.track.expression_names
         track = subject.track
         if (tuple(header["expression_names"]), header["model_id"], header["torso"]) != (names, track.model_id, track.torso.shape[1]):
@@ -261,11 +300,8 @@ class _Speaker:
         try:
             layout = Layout(int(header["torso"]), tuple(names[i] for i in self.upper))
             self.pose = PoseModel.from_tensors(layout, {k[5:]: v for k, v in tensors.items() if k.startswith("pose.")})
-            c, self.nets = header["config"], []
-            for i in range(int(header["report"]["members"])):
-                net = LipNet(len(tensors["mean"]), len(tensors["scale"]), c["hidden"], c["layers"], c["dropout"])
-                net.load_state_dict({k.split(".", 1)[1]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(f"net{i}.")})
-                self.nets.append(net.eval())
+            self.nets = [_network(tensors, i, len(tensors["mean"]), len(tensors["scale"]), header["config"])
+                         for i in range(int(header["report"]["members"]))]
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{Path(run_dir) / FILE} is damaged ({error}); delete it and run thnerf train again") from None
 
