@@ -97,18 +97,22 @@ def draw_expression(model: MorphableModel, random: np.random.Generator) -> np.nd
 
 @dataclasses.dataclass
 class View:
-    """One picture and what it was made of: vertices in the camera (V,3) mm, the camera."""
+    """One picture and what it was made of: vertices in the camera (V,3) mm, the camera, coefficients, and the pose of the head (3,3), (3,) mm."""
 
     picture: np.ndarray
     vertices: np.ndarray
     camera: Camera
+    shape: np.ndarray
+    expression: np.ndarray
+    rotation: np.ndarray
+    translation: np.ndarray
 
 
-def render_view(model: MorphableModel, random: np.random.Generator) -> View:
-    """A random person, pose, expression, gaze, light and focal length, drawn with hair as a thickened scalp."""
+def render_view(model: MorphableModel, random: np.random.Generator, expression: np.ndarray | None = None) -> View:
+    """A random person, pose, expression (unless given, (E,)), gaze, light and focal length, drawn with hair as a thickened scalp."""
     look = Appearance(model, random)
     shape = random.normal(0, 0.75, len(model.shape_basis)).astype(np.float32)
-    expression = draw_expression(model, random)
+    expression = draw_expression(model, random) if expression is None else expression
     vertices = model.vertices(shape, expression)
     gaze = np.tile(random.normal(0, [0.2, 0.1]), (2, 1))
     vertices = apply_gaze(model, vertices, shape, gaze)
@@ -130,7 +134,7 @@ def render_view(model: MorphableModel, random: np.random.Generator) -> View:
     image = look.albedo(interpolate(fragments, model.faces, look.attributes)) * shade[..., None]
     image = np.where(fragments.mask[..., None], image, look.background)
     image = image.reshape(SIZE, FINE, SIZE, FINE, 3).mean((1, 3)) + random.normal(0, 0.01, (SIZE, SIZE, 3))
-    return View((np.clip(image, 0, 1) ** (1 / 1.3) * 255).astype(np.uint8), world, camera)
+    return View((np.clip(image, 0, 1) ** (1 / 1.3) * 255).astype(np.uint8), world, camera, shape, expression, pose, shift)
 
 
 def surface_samples(model: MorphableModel, allowed: np.ndarray, steps: int = 4) -> Embedding:

@@ -35,7 +35,7 @@ from render.progress import progress, timed
 from render.sound import resample_audio
 from render.video import VideoWriter, crop_square, probe, read_audio_track, read_frames
 
-VERSION = 2  # raise when a change here or in the solver should make old subjects be fitted again
+VERSION = 3  # raise when a change here or in the solver should make old subjects be fitted again
 SHORTEST = 11  # frames; the split holds one of eleven out
 RATE = 48000
 OVERLAY_FRAMES = 750  # enough to judge a fit by

@@ -125,14 +125,14 @@ class LiveTracker:
     def _estimate(self, seen: list[np.ndarray], rounds: int | None) -> tuple[Any, Any]:
         """Problem and identity from landmarks of frames; rounds 0: of the mean face."""
         points = np.stack(seen)
-        problem = solver._problem(points, np.ones(len(points), bool), self.width, self.height, self.model, self.config)
+        problem = solver.make_problem(points, np.ones(len(points), bool), self.width, self.height, self.model, self.config)
         problem.expressions = np.ascontiguousarray(problem.expressions)  # one frame at a time, copies would be what costs most
         face = float(np.median(np.ptp(points[..., 1], axis=1)))
         if self.known is not None:  # the known head becomes the mean, with nothing left to estimate but focal length and landmark corrections
             S = min(len(self.known), len(problem.shapes))
             problem.head, problem.shapes = problem.head + np.tensordot(self.known[:S], problem.shapes[:S], 1), problem.shapes[:0]
         problem.width = CAMERA_FOCAL * self.width / solver.FOCAL if self.camera else min(FRAMING * face, self.width, self.height)
-        return problem, solver._solve_identity(problem, self.config) if rounds is None else solver._solve_identity(problem, self.config, rounds)
+        return problem, solver.solve_identity(problem, self.config) if rounds is None else solver.solve_identity(problem, self.config, rounds)
 
     def _identity(self) -> Any:
         """The identity of this frame, between the last estimate and the one before."""
@@ -150,7 +150,7 @@ class LiveTracker:
         """One frame: pose, gaze, expressions beside both, each smoothed."""
         problem, identity = copy.copy(self.problem), self._identity()
         problem.picture, problem.valid = points[None] - np.array([self.width / 2, self.height / 2]), np.ones(1, bool)
-        R, t, e = solver._solve_poses(problem, identity)
+        R, t, e = solver.solve_poses(problem, identity)
         rotation = from_frontal(self.filters["rotation"](relative_to_frontal(matrix_to_axis_angle(R[0])), step))
         translation = self.filters["translation"](t[0], step)
         gaze, looks = self.last.gaze, None
@@ -158,13 +158,13 @@ class LiveTracker:
             opening = float(lm.eye_opening(points).min())
             self.openings.append(opening)
             if opening > 0.6 * np.median(self.openings):  # closed eyes keep looking where they did
-                raw = solver._gaze(problem, self._shape(identity), rotation[None], translation[None], e, points[None], (0,), self.model, 1.0)[0]
+                raw = solver.find_gaze(problem, self._shape(identity), rotation[None], translation[None], e, points[None], (0,), self.model, 1.0)[0]
                 gaze = self.filters["gaze"](raw, step)
             looks = solver.looks_of(problem.names, gaze[None])
-        e = solver._fit_expressions(problem, identity.head, identity.focal, problem.picture, R, t, e, solver.WEAK, 2, looks)
+        e = solver.fit_expressions(problem, identity.head, identity.focal, problem.picture, R, t, e, solver.WEAK, 2, looks)
         smooth = self.filters["expression"](e[0], step)
         smooth = np.clip(smooth if looks is None else np.where(np.isfinite(looks[0]), looks[0], smooth), problem.lower, problem.upper)
-        if (pair := solver._jaw_pair(problem.names)) is not None:
+        if (pair := solver.jaw_pair(problem.names)) is not None:
             smooth[pair[0]] = min(smooth[pair[0]], smooth[pair[1]])
         expression = np.zeros(len(self.whole.expression_names))
         expression[self.columns] = smooth

@@ -33,26 +33,26 @@ from render.threads import one_blas_thread
 CHUNK = 128
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
-ROBUST = 4.0  # px of the robust kernel, in hundredths of the interocular distance
-STRONG, WEAK = 10.0, 8.0  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
+ROBUST = 6.0  # px of the robust kernel, in hundredths of the interocular distance
+STRONG, WEAK = 10.0, 14.0  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
 FULL = 600.0  # summed landmark weights that the priors above are balanced with (MediaPipe's 478 points)
 LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed at zero
-SHAPE_PRIOR, OFFSET_PRIOR = 0.3, 0.5  # per keyframe
+SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
 UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
-DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll")
+DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll", "mouthFunnel")
 LOOKS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut")  # follow from gaze, not from landmarks
 LOOK_ANGLE = np.deg2rad(30)  # gaze at which an eyeLook coefficient is 1
 AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
            ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
-RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
+RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "mouthClose", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
 LEADERS = ("jawOpen", "eyeBlink")  # explain first
 CHIN = (152, 148, 176, 149, 377, 400, 378)  # of the outline, but it moves with the jaw
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 
 @dataclass
-class _Problem:
+class Problem:
     """What all stages share. Pictures are px about the principal point, heads are landmark parts of the model where the detector sees them."""
 
     picture: np.ndarray  # (T,N,2)
@@ -109,9 +109,9 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
     whole, (model, columns) = model, fitted_part(model)
     with one_blas_thread():
-        problem = _problem(points, valid, width, height, model, config)
+        problem = make_problem(points, valid, width, height, model, config)
         problem.base[list(withheld)] = problem.stable[list(withheld)] = problem.corrected[list(withheld)] = 0
-        identity = _solve_identity(problem, config)
+        identity = solve_identity(problem, config)
         track, projected = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
         expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
@@ -126,7 +126,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     return track
 
 
-def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, model: MorphableModel, config: FitConfig) -> _Problem:
+def make_problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, model: MorphableModel, config: FitConfig) -> Problem:
     """Landmark part of the model and weights of the landmarks."""
     scheme = lm.SCHEMES[points.shape[1]]
     if scheme not in model.landmarks:
@@ -151,14 +151,14 @@ def _problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, mod
     mobility = np.linalg.norm(expressions, axis=-1).sum(0)
     stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
     usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
-    problem = _Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable, np.ones(len(base)),
+    problem = Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable, np.ones(len(base)),
                        unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
     if model.bounds is not None:
         problem.lower, problem.upper = model.bounds.T.astype(np.float32)
     return problem
 
 
-def _keyframes(problem: _Problem, count: int) -> np.ndarray:
+def _keyframes(problem: Problem, count: int) -> np.ndarray:
     """Frames spread over time and over what the face does (farthest points in landmark space), sorted."""
     good = np.flatnonzero(problem.valid)
     if len(good) <= count:
@@ -176,7 +176,7 @@ def _keyframes(problem: _Problem, count: int) -> np.ndarray:
     return np.unique(chosen)
 
 
-def _prior(problem: _Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
+def _prior(problem: Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Quadratic (E,E) and linear (E,) part of the expression prior; few landmarks are given a weaker one."""
     strength = strength * min(1.0, problem.base.sum() / FULL)
     scale = np.ones(len(problem.names))
@@ -191,11 +191,11 @@ def _prior(problem: _Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
     return quadratic.astype(np.float32), linear.astype(np.float32)
 
 
-def _fit_expressions(problem: _Problem, head: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
+def fit_expressions(problem: Problem, head: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
                      strength: float, steps: int = 1, given: np.ndarray | None = None) -> np.ndarray:
     """Expressions (T,E) in their bounds for given poses; mouthClose never exceeds jawOpen. `given` (T,E): values to keep, NaN = solve."""
     quadratic, linear = _prior(problem, strength)
-    pair = _jaw_pair(problem.names)
+    pair = jaw_pair(problem.names)
     lower, highest = np.repeat(problem.lower[None], len(e), 0), np.repeat(problem.upper[None], len(e), 0)
     if problem.lower[0] == 0:  # eyeLook comes with the gaze
         highest[:, [i for i, n in enumerate(problem.names) if n.startswith(LOOKS)]] = 0
@@ -218,12 +218,12 @@ def _fit_expressions(problem: _Problem, head: np.ndarray, focal: float, picture:
     return e.astype(np.float64)
 
 
-def _jaw_pair(names: tuple[str, ...]) -> tuple[int, int] | None:
+def jaw_pair(names: tuple[str, ...]) -> tuple[int, int] | None:
     """Columns of mouthClose and jawOpen, where the model has both."""
     return (names.index("mouthClose"), names.index("jawOpen")) if {"mouthClose", "jawOpen"} <= set(names) else None
 
 
-def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> Identity:
+def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14) -> Identity:
     """Shape, focal length and landmark corrections from keyframes."""
     frames = _keyframes(problem, config.keyframes)
     picture = problem.picture[frames]
@@ -238,14 +238,14 @@ def _solve_identity(problem: _Problem, config: FitConfig, rounds: int = 14) -> I
         shape, focal, R, t = _shape_step(problem, head, shape, focal, picture, R, t, e, weights, config.focal == 0)
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         if round_ >= 2:
-            e = _fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
+            e = fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
         R, t = refine_pose(lambda R: problem.place(head, e, R), picture, R, t, focal, problem.stable, ROBUST * problem.unit, 2)
         if round_ >= rounds - 5:
             offsets = _offset_step(problem, head, offsets, focal, picture, R, t, e)
     return Identity(shape, problem.head + np.tensordot(shape, problem.shapes, 1) + offsets, offsets, float(focal))
 
 
-def _shape_step(problem: _Problem, head: np.ndarray, shape: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray,
+def _shape_step(problem: Problem, head: np.ndarray, shape: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray,
                 e: np.ndarray, weights: np.ndarray, solve_focal: bool) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """One Gauss–Newton step on shape, log focal length and all poses together (poses eliminated by Schur complement)."""
     T, S = len(picture), len(shape)
@@ -271,7 +271,7 @@ def _shape_step(problem: _Problem, head: np.ndarray, shape: np.ndarray, focal: f
     return np.clip(shape + step[:-1], -4, 4), float(focal * np.exp(np.clip(step[-1], -0.3, 0.3))), R, t
 
 
-def _offset_step(problem: _Problem, head: np.ndarray, offsets: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray) -> np.ndarray:
+def _offset_step(problem: Problem, head: np.ndarray, offsets: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray) -> np.ndarray:
     """Constant correction of every landmark (N,3) mm: ridge regression of what remains, the unseen direction stays."""
     camera, seen = project(problem.place(head, e, R), R, t, focal)
     D = picture_gradient(camera, R, focal) / problem.unit
@@ -283,7 +283,7 @@ def _offset_step(problem: _Problem, head: np.ndarray, offsets: np.ndarray, focal
     return np.linalg.solve(H, g[..., None])[..., 0]
 
 
-def _solve_poses(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def solve_poses(problem: Problem, identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pose of all valid frames in chunks, with the expressions that it was found under; other frames stay zero."""
     T, E = len(problem.picture), len(problem.names)
     R, t, e = np.zeros((T, 3, 3)), np.zeros((T, 3)), np.zeros((T, E))
@@ -293,25 +293,25 @@ def _solve_poses(problem: _Problem, identity: Identity) -> tuple[np.ndarray, np.
         Rc, tc = affine_pose(head, picture, problem.stable, focal)
         Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
         for strength, weights in ((STRONG, problem.stable), (STRONG, problem.stable), (WEAK, problem.stable)):
-            ec = _fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
+            ec = fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
             Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, weights, kernel, 2)
         R[chunk], t[chunk], e[chunk] = Rc, tc, ec
     return R, t, e
 
 
-def _chunks(problem: _Problem) -> list[np.ndarray]:
+def _chunks(problem: Problem) -> list[np.ndarray]:
     good = np.flatnonzero(problem.valid)
     return np.split(good, np.arange(CHUNK, len(good), CHUNK))
 
 
-def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
+def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
                   model: MorphableModel, config: FitConfig) -> tuple[Track, np.ndarray]:
     """Poses, gaze, then expressions beside both; gaps filled, smooth without lag. Returns the track and its landmarks (T,N,2) px.
 
     Expressions are fitted under the unsmoothed pose: where the detector shakes the whole face, the pose takes it up, not the lips.
     """
     valid, names, focal = problem.valid, problem.names, identity.focal
-    R, t, e = _solve_poses(problem, identity)
+    R, t, e = solve_poses(problem, identity)
     certainty = np.where(valid, 1.0, 0.05)
     per_second = (fps / 25) ** 4  # the same cut-off in Hz at any frame rate
     smooth = lambda x, strength: whittaker(fill_gaps(x, valid, clip_starts), strength * per_second, clip_starts, certainty)  # noqa: E731
@@ -319,17 +319,17 @@ def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, cli
     rotation, translation = from_frontal(smooth(relative, config.pose_smoothing)), smooth(t, config.pose_smoothing)
     gaze, looks = np.zeros((len(t), 2, 2)), None
     if points.shape[1] == 478 and model.eye_centres is not None:
-        gaze = _gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
+        gaze = find_gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
         looks = looks_of(names, gaze)
     for chunk in _chunks(problem):
-        e[chunk] = _fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
+        e[chunk] = fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
                                     None if looks is None else looks[chunk])
     fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
     e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
     if looks is not None:
         e = np.where(np.isfinite(looks), looks, e)
     e = np.clip(e, problem.lower, problem.upper)
-    if (pair := _jaw_pair(names)) is not None:
+    if (pair := jaw_pair(names)) is not None:
         e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
     turns = axis_angle_to_matrix(rotation)
     _, seen = project(problem.place(identity.head, e, turns), turns, translation, focal)
@@ -339,12 +339,13 @@ def _solve_frames(problem: _Problem, identity: Identity, points: np.ndarray, cli
     return track, seen + np.array([width / 2, height / 2])
 
 
-def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
+def find_gaze(problem: Problem, identity: Identity, rotation: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
           model: MorphableModel, per_second: float) -> np.ndarray:
     """Directions of the eyeballs (T,2,2) rad from the irises: where the iris' ray meets the eyeball, bridged over blinks."""
     R = axis_angle_to_matrix(rotation)
     _, seen = project(problem.place(identity.head, e, R), R, t, identity.focal)
     centres = np.asarray(model.eyes(identity.shape), np.float64)
+    straight = problem.head + np.tensordot(identity.shape[: len(problem.shapes)], problem.shapes, 1)
     opening = lm.eye_opening(points)
     gaze = np.zeros((len(t), 2, 2))
     for side, name in enumerate(("left", "right")):
@@ -358,12 +359,18 @@ def _gaze(problem: _Problem, identity: Identity, rotation: np.ndarray, t: np.nda
         inside = radius**2 - ((centre**2).sum(-1) - along**2)
         hit = ray * (along - np.sqrt(np.maximum(inside, (0.2 * radius) ** 2)))[:, None] - centre
         d = np.einsum("tji,tj->ti", R, hit)
-        d /= np.linalg.norm(d, axis=-1, keepdims=True)
-        gaze[:, side] = np.stack([np.arctan2(d[:, 0], d[:, 2]), np.arcsin(np.clip(d[:, 1], -1, 1))], -1)
+        ahead = straight[list(lm.IRIS[name])].mean(0) - centres[side]  # where the detector sees the iris of an eye that looks straight out
+        gaze[:, side] = _directions(d) - _directions(ahead[None])
     open_ = problem.valid & (opening.min(1) > 0.6 * np.median(opening[problem.valid].min(1)))
     gaze = fill_gaps(gaze, open_ if open_.any() else problem.valid, clip_starts)
     gaze = 0.3 * gaze + 0.7 * gaze.mean(1, keepdims=True)  # eyes turn together; what differs is mostly noise
     return np.clip(whittaker(gaze, 0.3 * per_second, clip_starts), -0.7, 0.7)
+
+
+def _directions(d: np.ndarray) -> np.ndarray:
+    """Yaw and pitch (…,2) rad of directions (…,3) in the head frame."""
+    d = d / np.linalg.norm(d, axis=-1, keepdims=True)
+    return np.stack([np.arctan2(d[..., 0], d[..., 2]), np.arcsin(np.clip(d[..., 1], -1, 1))], -1)
 
 
 def looks_of(names: tuple[str, ...], gaze: np.ndarray) -> np.ndarray:
