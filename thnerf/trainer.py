@@ -268,7 +268,7 @@ def _run(trainer: Trainer, folder: Path, zero: float) -> None:
     total = config.steps if config.steps is not None else budget - reserve
     bar = progress(None, "train", total=round(total), unit="step" if config.steps is not None else "s")
     log = SummaryWriter(str(folder / "log"))
-    last_bar, smooth = 0.0, 0.0
+    smooth = 0.0
     with bar, log, _Interrupt() as interrupt:
         while True:
             trainer.elapsed = time.monotonic() - zero
@@ -279,9 +279,8 @@ def _run(trainer: Trainer, folder: Path, zero: float) -> None:
             if report:
                 smooth = report["psnr"] if not smooth else 0.98 * smooth + 0.02 * report["psnr"]
             if trainer.steps % 20 == 0:
-                bar.update(round(min(position, total) - last_bar, 1))
+                bar.update(int(min(position, total)) - bar.n)
                 bar.set_postfix_str(f"step {trainer.steps}, batch PSNR {smooth:.1f} dB", refresh=False)
-                last_bar = round(min(position, total), 1)
             if report and trainer.steps % 100 == 0:
                 _log(log, trainer, {**report, "psnr_smooth": smooth})
             now = time.monotonic()
