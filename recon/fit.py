@@ -14,6 +14,7 @@ import queue
 import shutil
 import sys
 import threading
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -257,12 +258,12 @@ def _crop(work: _Work) -> None:
             VideoWriter(work.folder / "matte.mp4", config.size, config.size, config.fps, crf=config.crf, grey=True) as mattes:
 
         def written() -> Iterator[np.ndarray]:
-            for frame in progress(prefetched(cropped()), "video and matte", total=frames):
+            for frame in cropped():
                 video.write(frame)
                 yield frame
 
-        with timed(seconds, "matte"):
-            for matte in matter.stream(written(), starts):
+        with closing(prefetched(written())) as source, timed(seconds, "matte"):  # decoded and encoded beside the network
+            for matte in matter.stream(progress(source, "video and matte", total=frames), starts):
                 mattes.write(matte)
     work.note("video", crops=crops, starts=starts, frames=frames, has_audio=has_audio, seconds=seconds["matte"])
 

@@ -11,9 +11,11 @@ refitted under a weak one. Otherwise expressions absorb rotation.
 
 from __future__ import annotations
 
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
@@ -47,7 +49,6 @@ AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLef
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
 RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "mouthClose", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
 LEADERS = ("jawOpen", "eyeBlink")  # explain first
-CHIN = (152, 148, 176, 149, 377, 400, 378)  # of the outline, but it moves with the jaw
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 
@@ -143,8 +144,7 @@ def make_problem(points: np.ndarray, valid: np.ndarray, width: int, height: int,
     if points.shape[1] == 478:
         base[468:] = 0  # irises: gaze
         base[list(lm.FACE_OVAL)] = 0.2  # the outline slides over the head as it turns
-        base[list(CHIN)] = 0.7
-        base[list(lm.OUTER_LIP)], base[list(lm.INNER_LIP)] = 3, 4
+        base[list(lm.OUTER_LIP)], base[list(lm.INNER_LIP)] = 3, 8
         base[[*lm.LIDS["left"], *lm.LIDS["right"]]] = 3
     else:
         base[:17], base[36:60], base[60:] = 0.2, 2, 3
@@ -288,20 +288,28 @@ def solve_poses(problem: Problem, identity: Identity) -> tuple[np.ndarray, np.nd
     T, E = len(problem.picture), len(problem.names)
     R, t, e = np.zeros((T, 3, 3)), np.zeros((T, 3)), np.zeros((T, E))
     head, focal, kernel = identity.head, identity.focal, ROBUST * problem.unit
-    for chunk in _chunks(problem):
+
+    def work(chunk: np.ndarray) -> None:
         picture, ec = problem.picture[chunk], e[chunk]
         Rc, tc = affine_pose(head, picture, problem.stable, focal)
         Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
-        for strength, weights in ((STRONG, problem.stable), (STRONG, problem.stable), (WEAK, problem.stable)):
+        for strength in (STRONG, STRONG, WEAK):
             ec = fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
-            Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, weights, kernel, 2)
+            Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, problem.stable, kernel, 2)
         R[chunk], t[chunk], e[chunk] = Rc, tc, ec
+
+    _each_chunk(problem, work)
     return R, t, e
 
 
-def _chunks(problem: Problem) -> list[np.ndarray]:
+def _each_chunk(problem: Problem, work: Callable[[np.ndarray], None]) -> None:
+    """Do `work` with the indices of CHUNK valid frames at a time, on all cores: chunks do not depend on each other."""
     good = np.flatnonzero(problem.valid)
-    return np.split(good, np.arange(CHUNK, len(good), CHUNK))
+    chunks = np.split(good, np.arange(CHUNK, len(good), CHUNK))
+    if len(chunks) == 1:
+        return work(good)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(work, chunks))
 
 
 def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
@@ -321,9 +329,11 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     if points.shape[1] == 478 and model.eye_centres is not None:
         gaze = find_gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
         looks = looks_of(names, gaze)
-    for chunk in _chunks(problem):
+    def refit(chunk: np.ndarray) -> None:
         e[chunk] = fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
-                                    None if looks is None else looks[chunk])
+                                   None if looks is None else looks[chunk])
+
+    _each_chunk(problem, refit)
     fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
     e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
     if looks is not None:
