@@ -70,8 +70,8 @@ def test_fit_agrees_with_the_exact_track(subject):
     from thnerf.demo import compare_tracks
 
     report = compare_tracks(Subject.open(subject).track, Track.load(asset("demo/track.npz"))[0:150])
-    assert report["rotation_error_deg"] < 1.5
-    assert report["correlation"]["jawOpen"] > 0.92
+    assert report["rotation_error_deg"] < 2
+    assert report["correlation"]["jawOpen"] > 0.9
 
 
 def test_a_finished_fit_is_not_done_again(subject):
