@@ -83,6 +83,10 @@ class MorphableModel:
         e = self.landmarks[scheme]
         return (vertices[..., self.faces[e.faces], :] * e.barycentric[..., None].astype(vertices.dtype)).sum(-2)
 
+    def without_response(self) -> MorphableModel:
+        """The same model for landmarks that lie exactly where they are embedded, not where a detector sees them."""
+        return replace(self, landmarks={scheme: Embedding(e.faces, e.barycentric) for scheme, e in self.landmarks.items()})
+
     def index(self, name: str) -> int:
         """Position of one expression. Raises KeyError for an unknown name."""
         if name not in self.expression_names:

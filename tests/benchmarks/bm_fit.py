@@ -66,10 +66,12 @@ def least(what: str, limit: float, value: float, note: str = "") -> Row:
     return Row(what, f">= {limit:g}", float(value), bool(value >= limit), note)
 
 
-def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...] = ()) -> tuple[Track, dict[str, Any]]:
-    """Solve one sequence."""
+def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...] = (),
+        exact: bool = False) -> tuple[Track, dict[str, Any]]:
+    """Solve one sequence; exact: its landmarks do not come from a detector."""
     report: dict[str, Any] = {}
-    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, load_model(), config, report, withheld), report
+    model = load_model().without_response() if exact else load_model()
+    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld), report
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -106,7 +108,7 @@ def accuracy(cache: Path, identities: int, exact_landmarks: bool = False) -> lis
         truth, use = clip.truth, clip.valid
         angles.append(np.degrees(head_angles(truth.rotation)))
         missing.append(1 - use.mean())
-        found, report = fit(clip)
+        found, report = fit(clip, exact=exact_landmarks)
         turned.append(np.degrees(angle_between(found.rotation, truth.rotation))[use])
         focal.append(report["focal_px"] / truth.camera.K[0, 0] - 1)
         exact, mean = neutral(truth.shape), neutral(np.zeros(1))
@@ -115,7 +117,7 @@ def accuracy(cache: Path, identities: int, exact_landmarks: bool = False) -> lis
         average.append(error(mean))
         curves.append({name: tuple(np.mean([t.column(n)[use] for n in names], 0) for t in (found, truth)) for name, names in FOLLOWED.items()})
         found_all.append([(t.expression[use] >= 0.99) for t in (found, truth)])
-        told, _ = fit(clip, FitConfig(focal=float(truth.camera.K[0, 0])))
+        told, _ = fit(clip, FitConfig(focal=float(truth.camera.K[0, 0])), exact=exact_landmarks)
         given.append(np.degrees(angle_between(told.rotation, truth.rotation))[use])
         scale, _ = similarity(neutral(told.shape), exact)
         place = lambda track: neutral(track.shape).mean(0) @ axis_angle_to_matrix(track.rotation).swapaxes(1, 2) + track.translation  # noqa: E731
