@@ -36,6 +36,7 @@ from recon.live import track_frames  # noqa: E402
 from recon.model import load_model  # noqa: E402
 from recon.overlay import posed_vertices  # noqa: E402
 from recon.solve import solve  # noqa: E402
+from recon.surface import similarity  # noqa: E402
 from recon.track import Track  # noqa: E402
 from render.rotations import angle_between, axis_angle_to_matrix, head_angles, matrix_to_axis_angle  # noqa: E402
 from render.threads import one_blas_thread  # noqa: E402
@@ -74,13 +75,10 @@ def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...
     return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld), report
 
 
-def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """Scale, and source (N,3) moved onto target by the best similarity (Umeyama 1991)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    U, s, Vt = np.linalg.svd(b.T @ a)
-    sign = np.array([1, 1, np.sign(np.linalg.det(U @ Vt))])
-    scale = float((s * sign).sum() / (a**2).sum())
-    return scale, scale * a @ ((U * sign) @ Vt).T + target.mean(0)
+def laid_over(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Scale, and source (N,3) moved onto target by the best similarity."""
+    scale, R, t = similarity(source, target)
+    return scale, scale * source @ R.T + t
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -112,14 +110,14 @@ def accuracy(cache: Path, identities: int, exact_landmarks: bool = False) -> lis
         turned.append(np.degrees(angle_between(found.rotation, truth.rotation))[use])
         focal.append(report["focal_px"] / truth.camera.K[0, 0] - 1)
         exact, mean = neutral(truth.shape), neutral(np.zeros(1))
-        error = lambda vertices: np.linalg.norm(similarity(vertices, exact)[1] - exact, axis=1).mean()  # noqa: B023, E731
+        error = lambda vertices: np.linalg.norm(laid_over(vertices, exact)[1] - exact, axis=1).mean()  # noqa: B023, E731
         identity.append(error(neutral(found.shape)))
         average.append(error(mean))
         curves.append({name: tuple(np.mean([t.column(n)[use] for n in names], 0) for t in (found, truth)) for name, names in FOLLOWED.items()})
         found_all.append([(t.expression[use] >= 0.99) for t in (found, truth)])
         told, _ = fit(clip, FitConfig(focal=float(truth.camera.K[0, 0])), exact=exact_landmarks)
         given.append(np.degrees(angle_between(told.rotation, truth.rotation))[use])
-        scale, _ = similarity(neutral(told.shape), exact)
+        scale, _ = laid_over(neutral(told.shape), exact)
         place = lambda track: neutral(track.shape).mean(0) @ axis_angle_to_matrix(track.rotation).swapaxes(1, 2) + track.translation  # noqa: E731
         here, there = place(told)[use], place(truth)[use]
         off = scale * here - there
