@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, TextIO
@@ -248,7 +249,7 @@ def track_live(source: str, stream: TextIO, focal: float = 0.0, subject: Path | 
     from render.video import timed_frames
 
     clock: list[float] = []
-    valid, last, frames = 0, 0.0, iter(())
+    valid, last = 0, 0.0
 
     def counted(frames: Iterable[MotionFrame]) -> Iterator[MotionFrame]:
         nonlocal valid, last
@@ -256,17 +257,12 @@ def track_live(source: str, stream: TextIO, focal: float = 0.0, subject: Path | 
             valid, last = valid + frame.valid, frame.time
             yield frame
 
-    try:
+    with suppress(KeyboardInterrupt), one_blas_thread():  # Ctrl-C is the way to end it
         known = Subject.open(subject) if subject is not None else None
         face_model = known.model if known is not None else load_model(model)
         number = int(source) if source.strip().lstrip("-").isdigit() else None
-        frames = camera_frames(number) if number is not None else timed_frames(source)
-        with one_blas_thread():
+        with closing(camera_frames(number) if number is not None else timed_frames(source)) as frames:
             write_lines(counted(track_frames(frames, face_model, None if known is None else known.track.shape, focal, number is not None, clock)), stream)
-    except KeyboardInterrupt:
-        pass  # the way to end it
-    finally:
-        frames.close() if hasattr(frames, "close") else None
     spent = np.array(clock) * 1000 if clock else np.zeros(1)
     if os.environ.get("THNERF_QUIET") != "1":
         print(f"track: {len(clock)} frames, {valid} with a face; {np.median(spent):.0f} ms a frame, 95 % within {np.percentile(spent, 95):.0f} ms", file=sys.stderr)
