@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -34,6 +35,19 @@ def without_avx512() -> None:
         cache = Path(tempfile.gettempdir()) / "thnerf-numba-haswell"
         limits = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(cache), "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **limits})
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with --no-avx512 and --json added and the first obeyed; denormal numbers count as zero from here on, as in training."""
+    import torch
+
+    parser.add_argument("--no-avx512", action="store_true")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    if options.no_avx512:
+        without_avx512()
+    torch.set_flush_denormal(True)
+    return options
 
 
 def machine() -> dict[str, Any]:

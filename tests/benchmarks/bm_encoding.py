@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 
 import thnerf  # noqa: E402, F401 - before torch: it sets how idle OpenMP threads wait
 import torch  # noqa: E402
-from bench import milliseconds, without_avx512, write  # noqa: E402
+from bench import milliseconds, parse, write  # noqa: E402
 
 from thnerf.encodings import BlendedTables, HashGridLayout, encode  # noqa: E402
 
@@ -41,12 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backends", nargs="*", default=["reference", "numba"])
     parser.add_argument("--samples", type=int, default=50000)
-    parser.add_argument("--no-avx512", action="store_true")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    if options.no_avx512:
-        without_avx512()
-    torch.set_flush_denormal(True)
+    options = parse(parser)
     times = {name: measure(name, options.samples) for name in options.backends}
     print(f"{options.samples} samples, {torch.get_num_threads()} torch threads, ms a call")
     for what in next(iter(times.values())):

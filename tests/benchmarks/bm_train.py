@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 
 import thnerf  # noqa: E402, F401 - before torch: it sets how idle OpenMP threads wait
 import torch  # noqa: E402
-from bench import milliseconds, without_avx512, write  # noqa: E402
+from bench import milliseconds, parse, write  # noqa: E402
 
 from recon.subject import Subject  # noqa: E402
 from thnerf.config import TrainConfig  # noqa: E402
@@ -58,12 +58,7 @@ def main() -> None:
     parser.add_argument("subject")
     parser.add_argument("run", nargs="?")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--no-avx512", action="store_true")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    if options.no_avx512:
-        without_avx512()
-    torch.set_flush_denormal(True)
+    options = parse(parser)
     subject = Subject.open(options.subject)
     figures = training(subject)
     if options.run is not None:
