@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
 import thnerf  # noqa: E402, F401 - before torch: it sets how idle OpenMP threads wait
-import torch  # noqa: E402
 from bench import milliseconds, parse, write  # noqa: E402
 
 from recon.subject import Subject  # noqa: E402
