@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["thnerf", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "recon", "recon.formats", "render", "thnerf_assets"],
+    packages=["thnerf", "thnerf.commands", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "recon", "recon.formats", "render", "thnerf_assets"],
     package_dir={"thnerf_assets": "assets"},
     package_data={"thnerf_assets": ["*", "demo/*"], "recon": ["report.html"]},
     install_requires=[

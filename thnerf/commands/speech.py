@@ -1,0 +1,103 @@
+"""From a subject to frames: demo, train, render, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+from tyro.conf import Positional, arg
+
+from thnerf.commands.common import Common, RunChoice, Shared, SharedRun
+from thnerf.config import TrainConfig
+
+
+def demo(out: Path = Path("demo"), minutes: float = 3.5, shared: Shared = Common()) -> dict[str, Any]:
+    """Fit, train, evaluate, speak and export the built-in subject: the whole chain in about seven minutes.
+
+    Example: thnerf demo --out demo
+
+    Args:
+        out: Folder for the subject, the videos and report.json; a second call resumes what is there.
+        minutes: Training time; the default is what the README's figures were measured with.
+    """
+    from thnerf.demo import run_demo
+
+    return run_demo(out, minutes=minutes)
+
+
+def train(subject: Positional[Path], config: Annotated[TrainConfig, arg(name="")] = TrainConfig(), shared: Shared = Common()) -> dict[str, Any]:
+    """Train the field, the torso and the speech network of a subject; call again to resume.
+
+    Example: thnerf train subjects/me --minutes 10
+
+    Args:
+        subject: A folder made by thnerf fit.
+    """
+    from recon.subject import Subject
+    from thnerf.trainer import train as run_training
+
+    return {"run": str(run_training(Subject.open(subject), config))}
+
+
+def render(
+    subject: Positional[Path],
+    audio: Annotated[Optional[Path], arg(aliases=["-a"])] = None,
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("speech.mp4"),
+    pose: Optional[str] = None,
+    track: Optional[str] = None,
+    background: Optional[str] = None,
+    size: Optional[str] = None,
+    full_frame: bool = False,
+    camera: Optional[str] = None,
+    depth: Optional[Path] = None,
+    normals: Optional[Path] = None,
+    seed: int = 0,
+    shared: SharedRun = RunChoice(),
+) -> dict[str, Any]:
+    """Render the subject speaking a sound file to a video exactly as long as the sound.
+
+    Example: thnerf render subjects/me --audio speech.wav -o speech.mp4
+
+    Example: thnerf render subjects/me --audio speech.wav -o speech.mov --size 1280x720
+
+    Args:
+        subject: A trained subject folder.
+        audio: Any sound file (wav, mp3, flac, the sound of an mp4 …), any rate, channels and length.
+        out: What to write, by its ending: .mp4; .mov (ProRes 4444 with alpha and PCM sound); a folder or frames/%05d.png (RGBA pictures);
+            frames/%05d.exr (premultiplied linear float RGBA). All but mp4 are transparent unless --background is given.
+        pose: Head pose: audio (predicted, the default), source (from the footage), still, or a Track .npz.
+        track: Instead of predicting: fit (the footage's own motion) or the .npz of a Track, edited or retargeted; --audio is then only heard.
+        background: own (the footage's, as fitted), none (transparent), green, #RRGGBB, a picture, or a video (begins again where it is too short).
+        size: N or WIDTHxHEIGHT, px; the fitted size by default. The whole fitted crop is shown, as large as it fits, on the lower edge; outside
+            it nothing is known: the footage's background goes on blurred, the shoulders fall away at a slope.
+        full_frame: Put the picture back into the footage, at its size and frame rate, with a soft edge. The head moves as in the footage
+            (with another pose the shoulders would break at the edge), which plays forward and back while the speech is longer.
+        camera: orbit, orbit:DEGREES (swings to both sides in 6 s; 25, at most 60: what the footage never showed frays), or a .npz or .json with
+            world_to_camera (T,4,4), mm, from the footage's camera. The shoulders are flat and turn as a plane; the background stays.
+        depth: Write the head's depth, too: %05d.exr in mm (Z, A), or a video or PNG pictures, white near and black far.
+        normals: Write the head's normals, too: x right, y up, z to the viewer; %05d.exr as they are, else (n + 1) / 2.
+        seed: Seed of the predicted head motion, blinks and gaze; the lips do not depend on it.
+    """
+    from recon.subject import Subject
+    from thnerf.synthesis import render_speech
+
+    return render_speech(Subject.open(subject), audio, out, run=shared.run, pose=pose, background=background, seed=seed, device=shared.device, size=size,
+                         full_frame=full_frame, track=track, camera=camera, depth=depth, normals=normals)
+
+
+def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:
+    """Measure a run on the held-out frames: metrics.json, a table and a side-by-side video.
+
+    Example: thnerf evaluate subjects/me
+
+    Args:
+        subject: A trained subject folder.
+    """
+    from recon.subject import Subject
+    from thnerf.evaluate import evaluate as run_evaluation
+    from thnerf.metrics import format_table
+
+    result = run_evaluation(Subject.open(subject), run=shared.run, device=shared.device)
+    if not shared.json:
+        print(format_table(result))
+    return result
