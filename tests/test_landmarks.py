@@ -5,9 +5,11 @@ import warnings
 import numpy as np
 import pytest
 
-from recon.landmarks import (IRIS, LIDS, SCHEMES, _IBUG_FROM_478, StoredDetector, eye_opening, follow_largest, ibug68, inner_lip_gap,
+from recon.assets import asset
+from recon.landmarks import (IRIS, LIDS, SCHEMES, _IBUG_FROM_478, MediaPipeDetector, StoredDetector, eye_opening, follow_largest, ibug68, inner_lip_gap,
                              interocular, load_detector, mouth_opening, outer_eye_corners)
 from render.files import InputError
+from render.video import load_video
 
 
 def random_face(seed: int = 0, points: int = 478) -> np.ndarray:
@@ -111,3 +113,10 @@ def test_the_same_frame_gives_the_same_points_and_a_smaller_frame_scaled_ones(fo
     assert not mirrored.valid.any()
     left, right = outer_eye_corners(a.points[0])
     assert left[0] > right[0]  # the subject's left is on the right of the picture
+
+
+def test_several_networks_give_what_one_gives_frame_for_frame():
+    frames = load_video(asset("demo") / "video.mp4")[:9]
+    one, two = MediaPipeDetector().detect(frames), MediaPipeDetector(threads=2).detect(iter(frames))
+    assert one.valid.all() and np.array_equal(one.points, two.points)
+    assert np.abs(np.diff(one.points, axis=0)).max() > 0.1  # the frames differ, so their order shows
