@@ -1,4 +1,4 @@
-"""Tracks and heads for other programs: export, mesh, retarget."""
+"""Tracks and heads for other programs, and back: export, import, mesh, retarget."""
 
 from __future__ import annotations
 
@@ -8,32 +8,68 @@ from typing import Annotated, Any, Literal, Optional
 from tyro.conf import Positional, arg
 
 from thnerf.commands.common import Common, RunChoice, Shared, SharedRun
+from thnerf.export.formats import FORMATS
+from thnerf.export.options import ExportOptions
+
+FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
 
 
 def export(
     source: Positional[Path],
-    to: Literal["livelink", "json", "npz"],
+    to: FormatName,
     out: Annotated[Path, arg(aliases=["-o"])],
     audio: Optional[Path] = None,
+    model: Optional[Path] = None,
     seed: int = 0,
+    options: Annotated[ExportOptions, arg(name="")] = ExportOptions(),
     shared: SharedRun = RunChoice(),
 ) -> dict[str, Any]:
-    """Write coefficients and head pose for another program.
+    """Write head, expressions and pose for another program; docs/dcc.md says what each format carries.
 
     Example: thnerf export subjects/me --to livelink -o me.csv
 
     Args:
         source: A subject folder or a Track .npz.
-        to: livelink (Live Link Face CSV), json, or npz (a Track).
+        to: The format.
         out: The file to write.
         audio: Export the motion predicted for this sound instead of the fitted track (needs a trained subject).
+        model: File of the face model of a bare Track that is not of the default one; formats with a mesh need it.
         seed: Seed of the predicted head motion.
     """
-    from thnerf.export import export_track, resolve_track
+    from thnerf.export import export_scene, make_scene
 
-    track = resolve_track(source, audio=audio, run=shared.run, seed=seed)
-    export_track(track, out, to)
-    return {"file": str(out), "format": to, "frames": len(track), "fps": track.fps}
+    scene = make_scene(source, options, audio=audio, model=model, run=shared.run, seed=seed)
+    export_scene(scene, out, to, options)
+    return {"file": str(out), "format": to, "frames": len(scene.track), "fps": scene.track.fps}
+
+
+def import_motion(
+    file: Positional[Path],
+    subject: Path,
+    out: Annotated[Path, arg(aliases=["-o"])],
+    format: Optional[FormatName] = None,
+    base: Optional[Path] = None,
+    options: Annotated[ExportOptions, arg(name="")] = ExportOptions(),
+    shared: Shared = Common(),
+) -> dict[str, Any]:
+    """Make a Track of a subject from what another program wrote; thnerf render --track plays it.
+
+    The options say how the file was written, as for export; --fps the frame rate of a file that carries none (others are resampled to it). What the
+    file lacks comes from the subject: neutral expressions, torso, camera, translation.
+
+    Example: thnerf import edited.csv --subject subjects/me --fps 25 -o edited.npz
+
+    Args:
+        file: A file of a two-way format.
+        subject: The subject folder that is to move.
+        out: The Track .npz to write.
+        format: What the file is; its ending and first words say it by default.
+        base: The Track .npz that the file was made from; what the file lacks is then taken from there, frame by frame.
+    """
+    from recon.subject import Subject
+    from thnerf.export.importer import import_file
+
+    return import_file(file, Subject.open(subject), out, options, format, base)
 
 
 def mesh(

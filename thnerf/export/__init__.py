@@ -1,55 +1,48 @@
-"""Tracks for other programs: Live Link Face CSV, JSON, npz.
+"""Tracks for other programs, and back.
 
-`resolve_track` says which track a command means, `export_track` writes it. A format is one function
-``write(track, path)``; add it to `WRITERS`.
+`make_scene` says what a command means, `export_scene` writes it, `import_track` makes a Track of a file. `thnerf.export.formats` lists the formats,
+`thnerf.export.space` says which axes and units they have; docs/dcc.md is the user's page.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from recon.track import Track
 from render.files import InputError
-from thnerf.export.livelink import write_livelink
-from thnerf.export.plain import write_json_track, write_npz
+from thnerf.export.formats import FORMATS, format_named, format_of
+from thnerf.export.options import ExportOptions, Imported
+from thnerf.export.scene import Scene, make_scene
 
-WRITERS: dict[str, Callable[[Track, str | Path], None]] = {"livelink": write_livelink, "json": write_json_track, "npz": write_npz}
+__all__ = ["FORMATS", "ExportOptions", "Imported", "Scene", "export_scene", "export_track", "format_named", "format_of", "make_scene", "resolve_track"]
+
+
+def export_scene(scene: Scene, path: str | Path, format: str, options: ExportOptions = ExportOptions()) -> None:
+    """Write `scene` to `path`, atomically; formats of several files put the others beside it.
+
+    Raises InputError for an unknown format, or what the format cannot hold.
+    """
+    format_named(format).load().write(scene, Path(path), options)
 
 
 def export_track(track: Track, path: str | Path, format: str, fps: float | None = None) -> None:
-    """Write `track` to `path` as 'livelink', 'json' or 'npz', resampled to `fps` where given; atomic.
+    """Write a Track of the default face model, or to a format without a mesh one of any model, resampled to `fps` where given; atomic.
 
     Raises InputError for an unknown format, an empty track, or a face model that the format cannot hold.
     """
-    if format not in WRITERS:
-        raise InputError(f"cannot export to {format!r}; choose one of {', '.join(WRITERS)}")
+    from recon.model import load_model
+    from thnerf.export.options import check_fps
+
+    format_named(format)
     if not len(track):
         raise InputError("the track has no frames, so there is nothing to export; fit the clip again")
-    if fps is not None and not fps > 0:
-        raise InputError(f"the frame rate must be positive, not {fps}")
-    WRITERS[format](track if fps is None else track.resample(fps), path)
+    check_fps(fps)
+    model = load_model() if track.model_id == load_model().model_id else None
+    export_scene(Scene(track if fps is None else track.resample(fps), Path(path).stem, model), path, format, replace(ExportOptions(), fps=fps))
 
 
 def resolve_track(source: str | Path, audio: str | Path | None = None, run: str = "default", seed: int = 0, pose: Any = "audio") -> Track:
-    """The track that a command line means: a subject folder's own, a Track .npz, or with `audio` a subject's predicted one.
-
-    run, seed and pose ('audio', 'source', 'still' or a Track) matter with `audio` only. Raises InputError when `source`
-    is neither, when `audio` comes with a bare Track, or when the run holds no speech network.
-    """
-    from recon.subject import Subject
-
-    source = Path(source)
-    if not source.is_dir():
-        if audio is not None:
-            raise InputError(f"--audio needs a trained subject folder to speak through, and {source} is none; give the folder instead")
-        if not source.exists():
-            raise InputError(f"{source} does not exist; give a subject folder or a Track .npz")
-        return Track.load(source)
-    subject = Subject.open(source)
-    if audio is None:
-        return subject.track
-    from thnerf.audio import RATE, load_audio
-    from thnerf.motion import predict_track
-
-    return predict_track(subject, subject.run(run), load_audio(audio, RATE), RATE, seed=seed, pose=pose)
+    """The track of `make_scene`, which see."""
+    return make_scene(source, audio=audio, run=run, seed=seed, pose=pose).track
