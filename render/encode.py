@@ -15,6 +15,7 @@ from render.sound import AUDIO_RATE, SoundFeed, scaling
 
 PathLike = str | os.PathLike[str]
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+TICKS = 90000  # a second, for frames that come at times of their own
 _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP specification part 3: the uuid box of MPEG-4
 
 
@@ -24,17 +25,19 @@ class VideoWriter:
     path: appears only when the block ends without an error; until then an earlier file stays.
     width, height: even px. fps: frames per second. audio: a sound file (or samples, rate) muxed as AAC, 48 kHz, cut or
     padded to exactly the duration of the frames. crf: x264 quality, smaller is better. grey: frames are (H,W),
-    full range, exact at both ends. synthetic: mark the file as made by a trained model (IPTC digital source type, as XMP and as metadata).
+    full range, exact at both ends. times (T,): when each frame is shown (s, rising from 0), where that is not at the constant rate fps.
+    synthetic: mark the file as made by a trained model (IPTC digital source type, as XMP and as metadata).
     Raises InputError for odd sizes or unreadable sound, StageError when the disk is full or the encoder fails.
     """
 
     def __init__(self, path: PathLike, width: int, height: int, fps: float, audio: PathLike | tuple[np.ndarray, int] | None = None,
-                 crf: float = 12, grey: bool = False, synthetic: bool = False) -> None:
+                 crf: float = 12, grey: bool = False, synthetic: bool = False, times: np.ndarray | None = None) -> None:
         if width % 2 or height % 2 or width < 2 or height < 2:
             raise InputError(f"H.264 video needs an even width and height, not {width}x{height}; choose an even --size")
         self.path, self.width, self.height, self.fps = Path(path), int(width), int(height), Fraction(fps).limit_denominator(100000)
         self.audio, self.crf, self.grey, self.synthetic = audio, crf, grey, synthetic
-        self.frames = 0
+        self.frames, self.times = 0, times
+        self._tick = 1 / self.fps if times is None else Fraction(1, TICKS)
 
     def __enter__(self) -> "VideoWriter":
         import av
@@ -56,7 +59,7 @@ class VideoWriter:
         self._video.pix_fmt = "gray" if self.grey else "yuv420p"
         self._video.options = {"crf": str(self.crf), "preset": "veryfast"}
         context = self._video.codec_context
-        context.time_base = 1 / self.fps
+        context.time_base = self._tick
         context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709, all three
         context.color_range = 2 if self.grey else 1
         self._aac = None
@@ -78,10 +81,14 @@ class VideoWriter:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="gray" if self.grey else "rgb24")
         if not self.grey:
             picture = picture.reformat(format="yuv420p", dst_colorspace=1, src_color_range=2, dst_color_range=1, threads=1, interpolation=scaling())
-        picture.pts, picture.time_base = self.frames, 1 / self.fps
+        picture.pts, picture.time_base = self._stamp(), self._tick
         self._send(self._video, picture)
         self.frames += 1
         self._feed_sound(final=False)
+
+    def _stamp(self) -> int:
+        """When the next frame is shown, in ticks."""
+        return self.frames if self.times is None else round(float(self.times[self.frames]) * TICKS)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
@@ -111,7 +118,7 @@ class VideoWriter:
         """Encode the sound up to the last frame, whole AAC blocks only unless final."""
         if self._aac is None:
             return
-        end = round(self.frames * AUDIO_RATE / self.fps)
+        end = round(self.frames * AUDIO_RATE / self.fps) if self.times is None else round((float(self.times[self.frames - 1]) + 1 / self.fps) * AUDIO_RATE)
         while self._sound.position < end and (final or self._sound.position + 1024 <= end):
             at = self._sound.position
             frame = self._sound_frame(self._sound.take(min(1024, end - at)))

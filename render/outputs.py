@@ -55,17 +55,19 @@ def has_alpha(path: str | os.PathLike[str]) -> bool:
     return output_kind(path) != "mp4"
 
 
-def open_output(path: str | os.PathLike[str], width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False, numbers: bool = False) -> Any:
+def open_output(path: str | os.PathLike[str], width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False, numbers: bool = False,
+                times: np.ndarray | None = None) -> Any:
     """A writer for `path` (see the module text), not yet entered. audio: as of `VideoWriter`; sequences have none.
 
-    numbers: EXR frames (H,W,1 to 4) are no colours but numbers, written as they are.
+    numbers: EXR frames (H,W,1 to 4) are no colours but numbers, written as they are. times (T,): when each frame of a video is shown, s, where
+    it is not at a constant rate; pictures carry no times.
 
     Raises InputError for a name that says no kind.
     """
     kind = output_kind(path)
     if kind in ("png", "exr"):
         return SequenceWriter(path, width, height, fps, synthetic, numbers)
-    return (Mp4Writer if kind == "mp4" else ProResWriter)(path, width, height, fps, audio=audio, synthetic=synthetic)
+    return (Mp4Writer if kind == "mp4" else ProResWriter)(path, width, height, fps, audio=audio, synthetic=synthetic, times=times)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -76,10 +78,10 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 class Mp4Writer:
     """`VideoWriter` for float frames."""
 
-    def __init__(self, path: Any, width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False) -> None:
+    def __init__(self, path: Any, width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False, times: np.ndarray | None = None) -> None:
         from render import video
 
-        self.inner = video.VideoWriter(path, width, height, fps, audio=audio, synthetic=synthetic)
+        self.inner = video.VideoWriter(path, width, height, fps, audio=audio, synthetic=synthetic, times=times)
 
     def __enter__(self) -> "Mp4Writer":
         self.inner.__enter__()
@@ -96,8 +98,8 @@ class Mp4Writer:
 class ProResWriter(VideoWriter):
     """ProRes 4444 with alpha (10 bit 4:4:4:4, BT.709) and 16-bit PCM sound in a QuickTime movie. Frames (H,W,3|4) float32 in [0,1], straight alpha."""
 
-    def __init__(self, path: Any, width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False) -> None:
-        super().__init__(path, width + width % 2, height + height % 2, fps, audio=audio, synthetic=synthetic)  # sizes of 4:4:4 may be odd
+    def __init__(self, path: Any, width: int, height: int, fps: float, audio: Any = None, synthetic: bool = False, times: np.ndarray | None = None) -> None:
+        super().__init__(path, width + width % 2, height + height % 2, fps, audio=audio, synthetic=synthetic, times=times)  # sizes of 4:4:4 may be odd
         self.width, self.height = width, height
 
     def _begin(self, av: Any, temporary: Path) -> None:
@@ -107,7 +109,7 @@ class ProResWriter(VideoWriter):
         self._video.width, self._video.height, self._video.pix_fmt = self.width, self.height, "yuva444p10le"
         self._video.options = {"profile": "4444", "alpha_bits": "16", "vendor": "apl0", "qscale": "4"}
         context = self._video.codec_context
-        context.time_base = 1 / self.fps
+        context.time_base = self._tick
         context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
         self._aac = None
         if self._sound is not None:
@@ -125,7 +127,7 @@ class ProResWriter(VideoWriter):
         deep[..., : frame.shape[2]] = np.nan_to_num(np.clip(frame, 0, 1)) * 65535 + 0.5
         picture = av.VideoFrame.from_ndarray(deep, format="rgba64le")
         picture = picture.reformat(format="yuva444p10le", dst_colorspace=1, src_color_range=2, dst_color_range=1, threads=1, interpolation=scaling())
-        picture.pts, picture.time_base = self.frames, 1 / self.fps
+        picture.pts, picture.time_base = self._stamp(), self._tick
         self._send(self._video, picture)
         self.frames += 1
         self._feed_sound(final=False)

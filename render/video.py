@@ -21,7 +21,7 @@ from render.encode import SYNTHETIC, VideoWriter
 from render.files import InputError
 from render.sound import AUDIO_RATE, decode, fit_length, reason, resample_audio, scaling, sound_blocks
 
-__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "load_video", "picked_frames", "probe", "read_audio_track", "read_frames", "read_frames_from", "resample_audio", "timed_frames", "timestamps"]
+__all__ = ["SYNTHETIC", "VideoInfo", "VideoWriter", "crop_square", "fit_length", "frame_times", "load_video", "picked_frames", "probe", "read_audio_track", "read_frames", "read_frames_from", "resample_audio", "timed_frames", "timestamps"]
 PathLike = str | os.PathLike[str]
 _LONGEST_GAP = 60.0  # s; a longer jump of the timestamps is a break in the stream, not a held frame
 
@@ -126,6 +126,13 @@ def timed_frames(path: PathLike) -> Iterator[tuple[float, np.ndarray]]:
             yield when, _rgb(frame, stream)
         if empty:
             raise InputError(f"{path} contains no frame that can be decoded; export it again as H.264 mp4")
+
+
+def frame_times(path: PathLike) -> np.ndarray:
+    """When each frame of `timed_frames` is shown, (N,) float64 s from the first; frames are decoded but not converted."""
+    with _open(path) as source:
+        stream = source.streams.video[0]
+        return np.array([when for _, when in _timed(decode(source, stream, path), stream)])
 
 
 def read_frames_from(path: PathLike, fps: float, start: int) -> Iterator[np.ndarray]:

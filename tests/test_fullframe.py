@@ -10,6 +10,8 @@ from render.files import InputError
 from render.video import VideoWriter, load_video, probe, read_audio_track, read_frames, read_frames_from
 from synthetic import make_subject
 from thnerf import fullframe, synthesis, trainer
+from thnerf.direction import Direction
+from thnerf.performance import Speech
 
 SIDE, X, Y, WIDTH, HEIGHT, FRAMES = 64, 40, 20, 160, 96, 50
 
@@ -44,7 +46,7 @@ class Red:
 @pytest.fixture
 def red(monkeypatch):
     monkeypatch.setattr(trainer, "load_renderer", lambda run, subject, device="auto": Red())
-    monkeypatch.setattr(synthesis, "_spoken", lambda subject, run, audio, seed, pose, fps: subject.track.resample(fps)[:30] if audio != "long" else stretched(subject, fps))
+    monkeypatch.setattr(synthesis, "spoken", lambda subject, run, samples, direction, head, fps: subject.track.resample(fps)[:30] if len(samples) else stretched(subject, fps))
 
 
 def stretched(subject, fps):
@@ -103,7 +105,7 @@ def test_the_crop_is_replaced_and_the_rest_is_the_footage(subject, red, tmp_path
 
 
 def test_longer_speech_plays_the_footage_back(subject, red, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesis, "_sound", lambda *a: (np.zeros(100, np.float32), 16000))
+    monkeypatch.setattr(synthesis, "speech_of", lambda *a: Speech(np.zeros(0, np.float32), (np.zeros(100, np.float32), 16000)))
     synthesis.render_speech(subject, "long", tmp_path / "a.mp4", full_frame=True)
     seen = [number(f) for f in read_frames(tmp_path / "a.mp4")]
     np.testing.assert_allclose(seen, fullframe.back_and_forth(120, FRAMES), atol=0.6)
@@ -126,12 +128,13 @@ def test_the_footage_itself_with_its_own_sound(subject, red, tmp_path):
         synthesis.render_speech(subject, None, tmp_path / "c.mp4", full_frame=True, track=turned)
 
 
-@pytest.mark.parametrize("wish", [{"size": "512"}, {"background": "green"}, {"pose": "audio"}, {"pose": "still"}])
+@pytest.mark.parametrize("wish", [{"size": "512"}, {"background": "green"}, {"direction": Direction(pose="audio")}, {"direction": Direction(pose="still")},
+                                  {"direction": Direction(drive="b.mp4")}, {"dub": True}])
 def test_wishes_that_exclude_each_other(subject, red, tmp_path, wish):
     with pytest.raises(InputError, match="--full-frame"):
         synthesis.render_speech(subject, "a.wav", tmp_path / "a.mp4", full_frame=True, **wish)
     with pytest.raises(InputError, match="--track"):
-        synthesis.render_speech(subject, None, tmp_path / "a.mp4", track="fit", pose="still")
+        synthesis.render_speech(subject, None, tmp_path / "a.mp4", track="fit", direction=Direction(text="No."))
     with pytest.raises(InputError, match="--audio"):
         synthesis.render_speech(subject, None, tmp_path / "a.mp4")
 

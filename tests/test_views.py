@@ -12,7 +12,7 @@ from render.march import Volume
 from render.rotations import axis_angle_to_matrix
 from render.video import load_video, probe
 from synthetic import RADII, make_subject, toy_model
-from thnerf import synthesis, trainer, views
+from thnerf import performance, synthesis, trainer, views
 from thnerf.config import FieldConfig, TorsoConfig, TrainConfig
 from thnerf.dataset import head_rays, load_background, load_training_set
 from thnerf.renderer import HeadRenderer
@@ -131,7 +131,7 @@ def test_carving_takes_floaters_and_leaves_the_front(solid_head):
 def test_depth_and_normals_are_written_beside_the_video(solid_head, tmp_path, monkeypatch):
     subject, avatar = solid_head
     short = subject.track[:3]
-    monkeypatch.setattr(synthesis, "driving_track", lambda subject, text: short)
+    monkeypatch.setattr(performance, "driving_track", lambda subject, text: short)
     monkeypatch.setattr(trainer, "load_renderer", lambda run, s, device="auto": HeadRenderer(avatar, load_background(subject, 64, 64), subject.track.camera.at(slice(0, 1))))
     done = synthesis.render_speech(subject, None, tmp_path / "a.mp4", track="fit", depth=tmp_path / "d" / "%03d.exr", normals=tmp_path / "n.mp4", size="48")
     assert done["frames"] == 3 and probe(tmp_path / "n.mp4").width == 48

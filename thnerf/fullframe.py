@@ -43,20 +43,20 @@ class Clip:
     side: int
 
 
-def source_clips(subject: Subject) -> list[Clip]:
-    """The subject's clips with their files. Raises InputError when a file is missing or no longer the one that was fitted."""
+def source_clips(subject: Subject, option: str = "--full-frame") -> list[Clip]:
+    """The subject's clips with their files, for `option`. Raises InputError when a file is missing or no longer the one that was fitted."""
     clips = []
     for clip in subject.info.get("clips", []):
         path, crop = Path(clip["source"]), clip.get("crop") or subject.info["crop"]
         if not path.is_file():
-            raise InputError(f"the footage {path} is not where it was when {subject.path} was fitted; put it back, or leave out --full-frame")
+            raise InputError(f"the footage {path} is not where it was when {subject.path} was fitted; put it back, or leave out {option}")
         info = probe(path)
         x, y, side = (int(crop[k]) for k in ("x", "y", "side"))
         if x + side > info.width or y + side > info.height:
             raise InputError(f"the footage {path} has {info.width}x{info.height} px, too few for the crop of {subject.path}; it was replaced, so fit it again")
         clips.append(Clip(path, int(clip["start"]), int(clip["end"]), info.width, info.height, info.fps, x, y, side))
     if not clips:
-        raise InputError(f"{subject.path} does not say which footage it was fitted from; leave out --full-frame")
+        raise InputError(f"{subject.path} does not say which footage it was fitted from; leave out {option}")
     return clips
 
 
@@ -141,16 +141,19 @@ class PastedRenderer:
         if index != self.next:
             raise ValueError(f"frame {index} was asked for, {self.next} is next")
         self.next += 1
-        clip, mask = self.clips[self.owners[index]], self.masks[self.owners[index]]
+        clip = self.clips[self.owners[index]]
         size = min(clip.side, LARGEST)
         part = self.track[index : index + 1]
         drawn = self.renderer.frame(part.replace(camera=part.camera.resized(size, size)), 0)
         if size != clip.side:
             drawn = cv2.resize(drawn, (clip.side, clip.side), interpolation=cv2.INTER_CUBIC)
         out = next(self.sources).astype(np.float32) / 255
-        window = out[clip.y : clip.y + clip.side, clip.x : clip.x + clip.side]
-        window += mask * (drawn - window)
+        self.paste(out[clip.y : clip.y + clip.side, clip.x : clip.x + clip.side], drawn, index)
         return out[: track.camera.height, : track.camera.width]
+
+    def paste(self, window: np.ndarray, drawn: np.ndarray, index: int) -> None:
+        """Blend `drawn` (side,side,3) into `window` of the frame, in place."""
+        window += self.masks[self.owners[index]] * (drawn - window)
 
     def frame_rgba(self, track: Track, index: int) -> np.ndarray:
         """A whole frame is opaque: alpha 1."""

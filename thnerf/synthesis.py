@@ -10,6 +10,7 @@ import re
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Iterator, Protocol
@@ -22,11 +23,11 @@ from render.files import InputError
 from render.outputs import output_kind, to_uint8
 from render.progress import progress
 from thnerf.background import load_background, resolve_background
+from thnerf.direction import Direction, direct
+from thnerf.performance import POSES, SOUND_RATE, Speech, check_wishes, driving_track, perform, pose_source, speech_of, spoken
 
 AHEAD = 8
 """Rendered frames that may wait for the encoder."""
-SOUND_RATE = 48_000
-POSES = ("audio", "source", "still")
 __all__ = ["POSES", "SOUND_RATE", "Renderer", "driving_track", "load_background", "parse_size", "pose_source", "render_speech", "render_track", "sized", "to_uint8"]
 
 
@@ -43,12 +44,12 @@ class Renderer(Protocol):
 
 
 def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any = None, background: np.ndarray | Iterator[np.ndarray] | None = None,
-                 label: str = "render", transparent: bool = False, numbers: bool = False) -> dict[str, Any]:
+                 label: str = "render", transparent: bool = False, numbers: bool = False, times: np.ndarray | None = None) -> dict[str, Any]:
     """Render every frame of a track, marked as synthetic media, to what `out` names (see render.outputs); returns {frames, seconds, fps}.
 
     fps = frames per second of work. audio: a sound file, or (samples, rate), cut or padded to the frames. background: (H,W,3) float32 in [0,1],
     an iterator with one for each frame, or None for the subject's own. transparent: write the person alone, with alpha.
-    numbers: see `open_output`.
+    numbers, times: see `open_output`.
     Raises InputError for a track without frames, StageError when the disk is full or the encoder fails.
     """
     from render.outputs import open_output
@@ -60,7 +61,7 @@ def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any =
     pictures = repeat(background) if background is None or isinstance(background, np.ndarray) else background
     waiting: deque[Future[None]] = deque()
     # The pool is left first, so no thread writes any more when the writer ends or, on an error, throws the file away.
-    with open_output(out, width, height, track.fps, audio=audio, synthetic=True, numbers=numbers) as writer, ThreadPoolExecutor(1) as pool:
+    with open_output(out, width, height, track.fps, audio=audio, synthetic=True, numbers=numbers, times=times) as writer, ThreadPoolExecutor(1) as pool:
         try:
             for index in progress(range(len(track)), label):
                 frame = renderer.frame_rgba(track, index) if transparent else renderer.frame(track, index, next(pictures))
@@ -74,26 +75,6 @@ def render_track(renderer: Renderer, track: Track, out: str | Path, audio: Any =
                 future.cancel()
     seconds = time.perf_counter() - start
     return {"frames": len(track), "seconds": seconds, "fps": len(track) / seconds}
-
-
-def pose_source(pose: str | Path | Track, subject: Subject) -> str | Track:
-    """What `--pose` means: one of POSES, or a Track (or its .npz) of the subject's face model, at the subject's frame rate.
-
-    Raises InputError for another word, an unreadable file, an empty track, or a track of another face model.
-    """
-    if isinstance(pose, str) and pose in POSES:
-        return pose
-    if not isinstance(pose, Track):
-        if Path(pose).suffix != ".npz" and not Path(pose).exists():
-            raise InputError(f"--pose takes {', '.join(POSES)} or a Track .npz, not {str(pose)!r}")
-        pose = Track.load(pose)
-    if not len(pose):
-        raise InputError("the pose track has no frames; export it again")
-    if pose.model_id != subject.track.model_id:
-        raise InputError(
-            f"the pose track belongs to the face model {pose.model_id} and this subject to {subject.track.model_id}; "
-            "their head positions do not compare, so fit the source clip with the subject's model")
-    return pose.resample(subject.track.fps)
 
 
 def parse_size(size: str | int | None) -> tuple[int, int] | None:
@@ -120,28 +101,15 @@ def sized(track: Track, size: str | int | None, out: str | Path) -> Track:
     return track.replace(camera=track.camera.extended(*wanted))
 
 
-def driving_track(subject: Subject, text: str | Path | Track) -> Track:
-    """What `--track` means: 'fit' (the footage's own) or the .npz of an edited or retargeted one.
-
-    Raises InputError when it is unreadable, empty or of another face model.
-    """
-    track = text if isinstance(text, Track) else subject.track if str(text) == "fit" else Track.load(text)
-    if track.model_id != subject.track.model_id:
-        raise InputError(f"the track belongs to the face model {track.model_id} and this subject to {subject.track.model_id}; re-express it with thnerf retarget")
-    if not len(track):
-        raise InputError("the track has no frames, so there is nothing to render; export it again")
-    return track
-
-
-def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, run: str = "default", pose: str | Path | Track | None = None,
-                  background: str | Path | None = None, seed: int = 0, device: str = "auto", size: str | int | None = None, full_frame: bool = False,
+def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, run: str = "default", direction: Direction = Direction(),
+                  background: str | Path | None = None, device: str = "auto", size: str | int | None = None, full_frame: bool = False,
                   track: str | Path | Track | None = None, camera: str | Path | None = None, depth: str | Path | None = None,
-                  normals: str | Path | None = None) -> dict[str, Any]:
-    """Render the subject speaking a sound file, as long as the sound to within a frame; or moving as a Track says.
+                  normals: str | Path | None = None, dub: bool = False) -> dict[str, Any]:
+    """Render the subject speaking a sound file, as long as the sound to within a frame; or moving as it is directed.
 
-    pose: see `pose_source`, 'audio' by default, 'source' with full_frame. size: of the picture, '512' or '1280x720'. full_frame: put the picture back into the
-    footage. track: see `driving_track`; the sound is then `audio`, or the footage's where the track is as long. camera: see
-    `thnerf.views.place_camera`. depth, normals: outputs besides, of the head alone (`thnerf.views.GeometryRenderer`).
+    direction, track: see `thnerf.performance.perform`. size: of the picture, '512' or '1280x720'. full_frame: put the picture back into the
+    footage. dub: give the footage a new mouth (`thnerf.dub`). camera: see `thnerf.views.place_camera`. depth, normals: outputs besides, of
+    the head alone (`thnerf.views.GeometryRenderer`).
     Returns {file, frames, video_fps, duration (s of video), seconds (of work, loading included), fps (frames per second of work), render_fps}.
     Raises InputError for unreadable sound, pose or background, an output of no known kind, a run that is missing or has no speech network,
     and wishes that exclude each other; all of it before the first frame is rendered.
@@ -151,43 +119,31 @@ def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, r
     start = time.perf_counter()
     out, run_dir = Path(out), subject.run(run)
     output_kind(out)
-    if full_frame and (size is not None or background is not None or pose not in (None, "source")):
-        raise InputError("--full-frame has the size, background and head pose of the footage; leave out --size, --background and --pose (or give --pose source)")
     extras = {"depth": depth, "normals": normals}
-    for extra in (e for e in extras.values() if e is not None):
-        output_kind(extra)
-        if Path(extra) == out or depth == normals:
-            raise InputError("the video, --depth and --normals need different names")
-    if full_frame and (camera is not None or depth is not None or normals is not None):
-        raise InputError("--full-frame has the camera of the footage; leave out --camera, --depth and --normals")
-    if track is not None and pose is not None:
-        raise InputError("--track has a head pose already; leave out --pose, or leave out --track")
-    motion = None if track is None else driving_track(subject, track)
-    head = pose_source(pose or ("source" if full_frame else "audio"), subject)
-    sound = _sound(subject, audio, motion)
+    _check(out, direction, full_frame, dub, track, {"size": size, "background": background, "camera": camera, **extras})
     view = sized(subject.track[:1], size, out).camera
-    pictures, transparent = (None, False) if full_frame else resolve_background(background, out, view.width, view.height, (motion or subject.track).fps)
-    if full_frame:
-        from thnerf.fullframe import own_footage, own_pose, source_clips, whole_frames, with_source_pose
+    times = None
+    if dub:
+        from thnerf.dub import dubbed
 
-        clips = source_clips(subject)
-        if motion is not None:
-            own_pose(motion, subject)
-            motion, pieces = own_footage(motion, clips)
-        else:
-            chosen = max(range(len(clips)), key=lambda k: clips[k].end - clips[k].start)
-            motion, index = with_source_pose(_spoken(subject, run_dir, audio, seed, head, clips[chosen].fps), subject, clips[chosen])
-            pieces = [(chosen, index)]
-        renderer, motion = whole_frames(load_renderer(run_dir, subject, device), motion, clips, pieces)
+        speech = _speech(audio, direction)
+        pictures, transparent, sound = None, False, speech.heard
+        renderer, motion, times = dubbed(subject, run_dir, speech, direction, device)
+    elif full_frame:
+        pictures, transparent = None, False
+        renderer, motion, sound = _whole(subject, run_dir, audio, direction, track, device)
     else:
-        motion = sized(motion if motion is not None else _spoken(subject, run_dir, audio, seed, head, None), size, out)
+        check_wishes(audio, direction, track)
+        pictures, transparent = resolve_background(background, out, view.width, view.height, (track if isinstance(track, Track) else subject.track).fps)
+        played = perform(subject, run_dir, audio, direction, track)
+        motion, sound = sized(played.track, size, out), played.sound
         renderer = load_renderer(run_dir, subject, device)
         if camera is not None:
             from thnerf.views import carved, place_camera
 
             motion = place_camera(motion, camera)
             renderer.use_volume(carved(renderer.avatar, subject))
-    done = render_track(renderer, motion, out, sound, pictures, transparent=transparent)
+    done = render_track(renderer, motion, out, sound, pictures, transparent=transparent, times=times)
     for kind, path in extras.items():
         if path is not None:
             from thnerf.views import GeometryRenderer
@@ -199,22 +155,55 @@ def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, r
             "fps": len(motion) / seconds, "render_fps": done["fps"]}
 
 
-def _spoken(subject: Subject, run_dir: Path, audio: str | Path, seed: int, pose: str | Track, fps: float | None) -> Track:
-    """The subject saying a sound file; at its own frame rate, or at `fps`."""
-    from thnerf.audio import RATE, load_audio
-    from thnerf.motion import predict_track
+def _check(out: Path, direction: Direction, full_frame: bool, dub: bool, track: Any, others: dict[str, Any]) -> None:
+    """Raises InputError for outputs of no known kind or the same name, and for what --full-frame and --dub leave no room for."""
+    depth, normals = others["depth"], others["normals"]
+    for extra in (e for e in (depth, normals) if e is not None):
+        output_kind(extra)
+        if Path(extra) == out or depth == normals:
+            raise InputError("the video, --depth and --normals need different names")
+    if not (full_frame or dub):
+        return
+    option = "--dub" if dub else "--full-frame"
+    if dub and full_frame:
+        raise InputError("--dub replaces the mouth in the footage, --full-frame the whole head; leave out one of them")
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"{option} has the size, background and camera of the footage; leave out --{name}")
+    if direction.pose not in (None, "source"):
+        raise InputError(f"{option} has the head pose of the footage; leave out --pose (or give --pose source)")
+    if direction.drive is not None:
+        raise InputError(f"{option} has the head pose of the footage, --drive that of another video; leave out one of them")
+    if dub and (track is not None or direction.blink != "auto" or direction.gaze != "auto"):
+        raise InputError("--dub keeps the footage's own eyes and head; leave out --track, --blink and --gaze")
 
-    options = {} if fps is None else {"fps": fps}
-    return predict_track(subject, run_dir, load_audio(audio, RATE), RATE, seed=seed, pose=pose, **options)
+
+def _speech(audio: str | Path | None, direction: Direction) -> Speech:
+    """The voice that is asked for. Raises InputError where there is none."""
+    speech = speech_of(audio, direction)
+    if speech is None:
+        raise InputError("say what to speak with --audio FILE or --text WORDS")
+    return speech
 
 
-def _sound(subject: Subject, audio: str | Path | None, motion: Track | None) -> tuple[np.ndarray, int] | None:
-    """Samples and rate of the sound of a video. Raises InputError when a sound is needed and there is none."""
-    from thnerf.audio import load_audio
+def _whole(subject: Subject, run_dir: Path, audio: str | Path | None, direction: Direction, track: Any, device: str) -> tuple[Renderer, Track, Any]:
+    """Renderer, track and sound of --full-frame."""
+    from thnerf.drive import face_model
+    from thnerf.fullframe import own_footage, own_pose, source_clips, whole_frames, with_source_pose
+    from thnerf.trainer import load_renderer
 
-    if audio is not None:
-        return load_audio(audio, SOUND_RATE), SOUND_RATE
-    if motion is None:
-        raise InputError("say what to speak with --audio FILE, or what to play with --track fit or --track FILE.npz")
-    alike = len(motion) == len(subject.track) and motion.fps == subject.track.fps
-    return (load_audio(subject.audio_path, SOUND_RATE), SOUND_RATE) if alike and subject.has_audio else None
+    check_wishes(audio, direction, track)
+    clips = source_clips(subject)
+    if track is not None:
+        played = perform(subject, run_dir, audio, replace(direction, pose=None), track)
+        own_pose(played.track, subject)
+        motion, pieces = own_footage(played.track, clips)
+        sound = played.sound
+    else:
+        speech = _speech(audio, direction)
+        chosen = max(range(len(clips)), key=lambda k: clips[k].end - clips[k].start)
+        motion, index = with_source_pose(spoken(subject, run_dir, speech.understood, direction, "source", clips[chosen].fps), subject, clips[chosen])
+        motion = direct(motion, direction, subject.track, face_model(subject) if direction.changes_track else None)
+        pieces, sound = [(chosen, index)], speech.heard
+    renderer, motion = whole_frames(load_renderer(run_dir, subject, device), motion, clips, pieces)
+    return renderer, motion, sound

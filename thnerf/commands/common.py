@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
+
+from thnerf.direction import Direction
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -30,3 +32,4 @@ class RunChoice(Common):
 
 Shared = Annotated[Common, arg(name="")]
 SharedRun = Annotated[RunChoice, arg(name="")]
+Directed = Annotated[Direction, arg(name=""), UseAppendAction]

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Optional
 
 from tyro.conf import Positional, arg
 
-from thnerf.commands.common import Common, RunChoice, Shared, SharedRun
+from thnerf.commands.common import Common, Directed, RunChoice, Shared, SharedRun
 from thnerf.config import TrainConfig
+from thnerf.direction import Direction
 
 
 def demo(out: Path = Path("demo"), minutes: float = 3.5, shared: Shared = Common()) -> dict[str, Any]:
@@ -43,20 +44,22 @@ def render(
     subject: Positional[Path],
     audio: Annotated[Optional[Path], arg(aliases=["-a"])] = None,
     out: Annotated[Path, arg(aliases=["-o"])] = Path("speech.mp4"),
-    pose: Optional[str] = None,
     track: Optional[str] = None,
+    direction: Directed = Direction(),
+    dub: bool = False,
     background: Optional[str] = None,
     size: Optional[str] = None,
     full_frame: bool = False,
     camera: Optional[str] = None,
     depth: Optional[Path] = None,
     normals: Optional[Path] = None,
-    seed: int = 0,
     shared: SharedRun = RunChoice(),
 ) -> dict[str, Any]:
-    """Render the subject speaking a sound file to a video exactly as long as the sound.
+    """Render the subject speaking a sound file or a text, or moving as another video or a Track says; docs/direction.md shows how to direct it.
 
     Example: thnerf render subjects/me --audio speech.wav -o speech.mp4
+
+    Example: thnerf render subjects/me --text "Good morning." --emotion happy:0.7 --gaze camera -o morning.mp4
 
     Example: thnerf render subjects/me --audio speech.wav -o speech.mov --size 1280x720
 
@@ -65,8 +68,9 @@ def render(
         audio: Any sound file (wav, mp3, flac, the sound of an mp4 …), any rate, channels and length.
         out: What to write, by its ending: .mp4; .mov (ProRes 4444 with alpha and PCM sound); a folder or frames/%05d.png (RGBA pictures);
             frames/%05d.exr (premultiplied linear float RGBA). All but mp4 are transparent unless --background is given.
-        pose: Head pose: audio (predicted, the default), source (from the footage), still, or a Track .npz.
-        track: Instead of predicting: fit (the footage's own motion) or the .npz of a Track, edited or retargeted; --audio is then only heard.
+        track: Instead of predicting: fit (the footage's own motion, with its sound) or the .npz of a Track, edited, imported or retargeted,
+            which sets everything; it is silent without --audio.
+        dub: Give the footage a new mouth: its frames, times, head and eyes stay, only the lower face is drawn anew.
         background: own (the footage's, as fitted), none (transparent), green, #RRGGBB, a picture, or a video (begins again where it is too short).
         size: N or WIDTHxHEIGHT, px; the fitted size by default. The whole fitted crop is shown, as large as it fits, on the lower edge; outside
             it nothing is known: the footage's background goes on blurred, the shoulders fall away at a slope.
@@ -76,13 +80,12 @@ def render(
             world_to_camera (T,4,4), mm, from the footage's camera. The shoulders are flat and turn as a plane; the background stays.
         depth: Write the head's depth, too: %05d.exr in mm (Z, A), or a video or PNG pictures, white near and black far.
         normals: Write the head's normals, too: x right, y up, z to the viewer; %05d.exr as they are, else (n + 1) / 2.
-        seed: Seed of the predicted head motion, blinks and gaze; the lips do not depend on it.
     """
     from recon.subject import Subject
     from thnerf.synthesis import render_speech
 
-    return render_speech(Subject.open(subject), audio, out, run=shared.run, pose=pose, background=background, seed=seed, device=shared.device, size=size,
-                         full_frame=full_frame, track=track, camera=camera, depth=depth, normals=normals)
+    return render_speech(Subject.open(subject), audio, out, run=shared.run, direction=direction, background=background, device=shared.device, size=size,
+                         full_frame=full_frame, track=track, camera=camera, depth=depth, normals=normals, dub=dub)
 
 
 def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Optional
 
 from tyro.conf import Positional, arg
 
-from thnerf.commands.common import Common, RunChoice, Shared, SharedRun
+from thnerf.commands.common import Common, Directed, RunChoice, Shared, SharedRun
+from thnerf.direction import Direction
 from thnerf.export.formats import FORMATS
 from thnerf.export.options import ExportOptions
 
@@ -20,7 +21,7 @@ def export(
     out: Annotated[Path, arg(aliases=["-o"])],
     audio: Optional[Path] = None,
     model: Optional[Path] = None,
-    seed: int = 0,
+    direction: Directed = Direction(),
     options: Annotated[ExportOptions, arg(name="")] = ExportOptions(),
     shared: SharedRun = RunChoice(),
 ) -> dict[str, Any]:
@@ -34,11 +35,10 @@ def export(
         out: The file to write.
         audio: Export the motion predicted for this sound instead of the fitted track (needs a trained subject).
         model: File of the face model of a bare Track that is not of the default one; formats with a mesh need it.
-        seed: Seed of the predicted head motion.
     """
     from thnerf.export import export_scene, make_scene
 
-    scene = make_scene(source, options, audio=audio, model=model, run=shared.run, seed=seed)
+    scene = make_scene(source, options, audio=audio, model=model, run=shared.run, direction=direction)
     export_scene(scene, out, to, options)
     return {"file": str(out), "format": to, "frames": len(scene.track), "fps": scene.track.fps}
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from recon.track import Track
 from render.files import InputError
+from thnerf.direction import Direction
 from thnerf.export.formats import FORMATS, format_named, format_of
 from thnerf.export.options import ExportOptions, Imported
 from thnerf.export.scene import Scene, make_scene
@@ -43,6 +43,6 @@ def export_track(track: Track, path: str | Path, format: str, fps: float | None 
     export_scene(Scene(track if fps is None else track.resample(fps), Path(path).stem, model), path, format, replace(ExportOptions(), fps=fps))
 
 
-def resolve_track(source: str | Path, audio: str | Path | None = None, run: str = "default", seed: int = 0, pose: Any = "audio") -> Track:
+def resolve_track(source: str | Path, audio: str | Path | None = None, run: str = "default", direction: Direction = Direction()) -> Track:
     """The track of `make_scene`, which see."""
-    return make_scene(source, audio=audio, run=run, seed=seed, pose=pose).track
+    return make_scene(source, audio=audio, run=run, direction=direction).track

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from recon.model import MorphableModel, load_model
 from recon.subject import Subject
 from recon.track import Track
 from render.files import InputError
+from thnerf.direction import Direction, direct
 from thnerf.export.names import swap_side
 from thnerf.export.options import ExportOptions, check_fps
 from thnerf.export.space import Space
@@ -72,15 +73,15 @@ def gaze_of_looks(names: tuple[str, ...], weights: np.ndarray) -> Optional[np.nd
 
 
 def make_scene(source: str | Path | None, options: ExportOptions = ExportOptions(), audio: str | Path | None = None, model: str | Path | None = None,
-               run: str = "default", seed: int = 0, pose: Any = "audio") -> Scene:
+               run: str = "default", direction: Direction = Direction()) -> Scene:
     """What a command line means: a subject folder's own motion, a Track .npz, or with `audio` a subject's predicted one.
 
-    model: file of the face model, where `source` is a bare Track of another than the default one. run, seed and pose ('audio', 'source', 'still' or a
-    Track) matter with `audio` only. Raises InputError when `source` is neither, when `audio` comes with a bare Track, when the run holds no speech
+    model: file of the face model, where `source` is a bare Track of another than the default one. run: whose speech network predicts.
+    direction: how the subject performs (`thnerf.performance`); of a bare Track what changes a Track. Raises InputError when `source` is neither, when `audio` comes with a bare Track, when the run holds no speech
     network, for an empty track, a bad frame rate, or a model that is not the track's.
     """
     check_fps(options.fps)
-    track, subject, sound = _motion(source, audio, run, seed, pose)
+    track, subject, sound = _motion(source, audio, run, direction)
     if not len(track):
         raise InputError("the track has no frames, so there is nothing to export; fit the clip again")
     found = load_model(model) if model is not None else subject.model if subject is not None else load_model() if track.model_id == load_model().model_id else None
@@ -93,21 +94,19 @@ def make_scene(source: str | Path | None, options: ExportOptions = ExportOptions
     return Scene(track if options.fps is None else track.resample(options.fps), name, found, sound, subject)
 
 
-def _motion(source: str | Path | None, audio: str | Path | None, run: str, seed: int, pose: Any) -> tuple[Track, Optional[Subject], Optional[Path]]:
+def _motion(source: str | Path | None, audio: str | Path | None, run: str, direction: Direction) -> tuple[Track, Optional[Subject], Optional[Path]]:
     """Track, subject and sound file of a command line."""
     if source is None:
         raise InputError("name what to export: a subject folder or a Track .npz; with --audio a trained subject folder")
-    source = Path(source)
+    source, plain = Path(source), direction.text is None and direction.drive is None and direction.pose is None
     if not source.is_dir():
-        if audio is not None:
-            raise InputError(f"--audio needs a trained subject folder to speak through, and {source} is none; give the folder instead")
+        if audio is not None or not plain:
+            raise InputError(f"--audio, --text, --drive and --pose need a subject folder to perform through, and {source} is none; give the folder instead")
         if not source.exists():
             raise InputError(f"{source} does not exist; give a subject folder or a Track .npz")
-        return Track.load(source), None, None
-    subject = Subject.open(source)
-    if audio is None:
-        return subject.track, subject, subject.audio_path if subject.has_audio else None
-    from thnerf.audio import RATE, load_audio
-    from thnerf.motion import predict_track
+        return direct(Track.load(source), direction), None, None
+    from thnerf.performance import perform
 
-    return predict_track(subject, subject.run(run), load_audio(audio, RATE), RATE, seed=seed, pose=pose), subject, Path(audio)
+    subject = Subject.open(source)
+    played = perform(subject, subject.run(run), audio, direction, "fit" if audio is None and plain else None)
+    return played.track, subject, played.file
