@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Iterable, Iterator, TextIO
+from typing import Any, Callable, Iterable, Iterator, TextIO
 
 import numpy as np
 
@@ -239,10 +239,11 @@ def track_frames(frames: Iterable[tuple[float, np.ndarray]], model: MorphableMod
             tracker.close()
 
 
-def track_live(source: str, stream: TextIO, focal: float = 0.0, subject: Path | None = None, model: str = DEFAULT_MODEL) -> dict[str, Any]:
+def track_live(source: str, stream: TextIO, focal: float = 0.0, subject: Path | None = None, model: str = DEFAULT_MODEL,
+               also: Callable[[MotionFrame], None] | None = None) -> dict[str, Any]:
     """``thnerf track``: motion of a camera (its number) or a video as JSON lines on `stream`, until it ends or Ctrl-C.
 
-    Returns {frames, valid_frames, seconds, ms_per_frame, ms_p95}. Raises InputError for a bad source, subject, model or focal length.
+    also: called with each frame that has a face, before its line is written. Returns {frames, valid_frames, seconds, ms_per_frame, ms_p95}. Raises InputError for a bad source, subject, model or focal length.
     """
     if focal < 0:
         raise InputError(f"--focal is a length in px and must not be negative, got {focal:g}")
@@ -255,6 +256,8 @@ def track_live(source: str, stream: TextIO, focal: float = 0.0, subject: Path | 
         nonlocal valid, last
         for frame in frames:
             valid, last = valid + frame.valid, frame.time
+            if also is not None and frame.valid:
+                also(frame)
             yield frame
 
     with suppress(KeyboardInterrupt), one_blas_thread():  # Ctrl-C is the way to end it

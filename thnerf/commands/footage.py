@@ -45,7 +45,15 @@ def fit(clips: Positional[list[Path]], out: Path, config: Annotated[FitConfig, a
     return fit_subject(clips, out, config)
 
 
-def track(camera: str, focal: float = 0.0, subject: Optional[Path] = None, model: str = "default", shared: Shared = Common()) -> dict[str, Any]:
+def track(
+    camera: str,
+    focal: float = 0.0,
+    subject: Optional[Path] = None,
+    model: str = "default",
+    livelink: Optional[str] = None,
+    livelink_fps: float = 60.0,
+    shared: Shared = Common(),
+) -> dict[str, Any]:
     """Track a face as it comes, without look-ahead, and print its motion as JSON lines, one a frame; Ctrl-C ends it.
 
     Each line has time (s), expression {name: value}, rotation, translation, gaze and valid. With --json a last line sums up.
@@ -57,10 +65,18 @@ def track(camera: str, focal: float = 0.0, subject: Optional[Path] = None, model
         focal: Focal length in px of the picture; 0 estimates it.
         subject: Whose face it is; without it the identity is estimated from the first frames and refined as more come.
         model: Face model where there is no subject: 'default' or the path of a model file.
+        livelink: Send the motion to Unreal's Live Link, too: HOST:PORT (Unreal listens on port 11111).
+        livelink_fps: What the frame numbers of those packets count in.
     """
-    from recon.live import track_live
+    from contextlib import nullcontext
 
-    return track_live(camera, sys.stdout, focal=focal, subject=subject, model=model)
+    from recon.live import track_live
+    from thnerf.export.livelink_udp import LiveLinkSink
+
+    name = subject.resolve().name if subject is not None else "thnerf"
+    with nullcontext() if livelink is None else LiveLinkSink(livelink, livelink_fps, name) as sink:
+        result = track_live(camera, sys.stdout, focal=focal, subject=subject, model=model, also=None if sink is None else sink.send)
+    return result if sink is None else {**result, "livelink_sent": sink.sent, "livelink_lost": sink.lost}
 
 
 def phantom(

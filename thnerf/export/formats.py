@@ -27,6 +27,14 @@ class Format:
 FORMATS: dict[str, Format] = {
     "livelink": Format("livelink", (".csv",), True, "Live Link Face CSV"),
     "json": Format("json_track", (".json",), True, "everything, spelt out"),
+    "csv": Format("csv_track", (".csv",), True, "raw coefficients of any face model"),
+    "a2f": Format("a2f", (".json",), True, "Audio2Face JSON"),
+    "a2f-csv": Format("a2f_csv", (".csv",), True, "Audio2Face CSV"),
+    "maya": Format("maya", (".ma",), False, "Maya scene: mesh, blend shapes, curves, camera, sound"),
+    "anim": Format("maya_anim", (".anim",), True, "Maya animation curves"),
+    "chan": Format("houdini_chan", (".chan",), True, "head motion for Nuke, Houdini, Blender"),
+    "clip": Format("houdini_clip", (".clip",), True, "Houdini channels"),
+    "bvh": Format("bvh", (".bvh",), True, "head and eyes as a skeleton"),
     "npz": Format("npz", (".npz",), True, "a Track"),
 }
 """What `thnerf export --to` and `thnerf import` know."""

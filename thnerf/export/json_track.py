@@ -45,8 +45,12 @@ def write(scene: Scene, path: Path, options: ExportOptions) -> None:
 
 
 def read(path: Path, options: ExportOptions) -> Imported:
-    """Read what `write` wrote, or as much of it as there is: only `names` and `expression` have to be. Raises InputError."""
+    """Read what `write` wrote, or as much of it as there is: only `names` and `expression` have to be; Audio2Face's JSON, too. Raises InputError."""
     value = read_object(path)
+    if "names" not in value and "facsNames" in value:
+        from thnerf.export import a2f
+
+        return a2f.read(path, options)
     names = names_of(value.get("names"), f"{path}: names")
     weights = numbers(value.get("expression"), f"{path}: expression", (None, len(names)))
     frames = len(weights)

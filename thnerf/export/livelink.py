@@ -16,8 +16,6 @@ columns carry `Track.gaze`. Frames that were not valid carry the track's interpo
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Sequence
 
@@ -29,7 +27,8 @@ from render.rotations import from_head_angles, head_angles
 from thnerf.export.names import plain, swap_side
 from thnerf.export.options import ExportOptions, Imported, frame_of, timecode
 from thnerf.export.scene import Scene
-from thnerf.export.text import numbers, read_text, rows
+from thnerf.export.table import read_table
+from thnerf.export.text import rows
 
 _EYE = ("EyeBlink", "EyeLookDown", "EyeLookIn", "EyeLookOut", "EyeLookUp", "EyeSquint", "EyeWide")
 _BOTH = lambda *stems: tuple(stem + side for stem in stems for side in ("Left", "Right"))  # noqa: E731
@@ -90,35 +89,14 @@ def read(path: Path, options: ExportOptions) -> Imported:
     Timecodes tell the frame rate where they run over a second's end, and which frames a recording lost (those are interpolated).
     Raises InputError for a file that is no such CSV.
     """
-    table = [row for row in _table(path) if any(cell.strip() for cell in row)]
-    if len(table) < 2:
-        raise InputError(f"{path} has no frames; record or export it again")
-    header = [cell.strip() for cell in table[0]]
-    columns = [i for i, name in enumerate(header) if plain(name) not in ("timecode", "blendshapecount", "")]
-    wrong = [i for i, row in enumerate(table) if len(row) != len(header)]
-    if wrong:
-        raise InputError(f"{path}: line {wrong[0] + 1} has {len(table[wrong[0]])} cells and the header {len(header)}; record or export it again")
+    table = read_table(path, ("timecode",))
+    columns = [i for i, name in enumerate(table.names) if plain(name) not in ("blendshapecount", "")]
     if not columns:
         raise InputError(f"{path} has no columns of weights; it is no Live Link Face CSV")
-    try:
-        values = numbers([[float(row[i]) for i in columns] for row in table[1:]], str(path), (len(table) - 1, len(columns)))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} has a cell that is no number ({error}); record or export it again") from None
-    fps, notes = None, []
-    at = next((i for i, name in enumerate(header) if plain(name) == "timecode"), None)
-    if at is not None:
-        values, fps, notes = _by_timecode([row[at] for row in table[1:]], values, options, path)
-    return _imported([header[i] for i in columns], values, fps, tuple(notes), options)
-
-
-def _table(path: Path) -> list[list[str]]:
-    """The cells of a CSV. Raises InputError."""
-    try:
-        return list(csv.reader(io.StringIO(read_text(path))))
-    except csv.Error as error:
-        raise InputError(f"{path} is no readable CSV ({error}); record or export it again") from None
+    values, fps, notes = table.values[:, columns], None, []
+    if "timecode" in table.words:
+        values, fps, notes = _by_timecode(table.words["timecode"], values, options, path)
+    return _imported([table.names[i] for i in columns], values, fps, tuple(notes), options)
 
 
 def _by_timecode(codes: list[str], values: np.ndarray, options: ExportOptions, path: Path) -> tuple[np.ndarray, float | None, list[str]]:
