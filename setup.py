@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["thnerf", "thnerf.commands", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "recon", "recon.formats", "render", "thnerf_assets"],
+    packages=["thnerf", "thnerf.commands", "thnerf.encodings", "thnerf.export", "thnerf.phantom", "thnerf.viewer", "recon", "recon.formats", "render", "thnerf_assets"],
     package_dir={"thnerf_assets": "assets"},
     package_data={"thnerf_assets": ["*", "demo/*"], "recon": ["report.html"]},
     install_requires=[
@@ -24,7 +24,8 @@ setup(
         "tensorboard>=2.16", "espeakng-loader>=0.2.4", "threadpoolctl>=3",
     ],
     extras_require={
-        "test": ["pytest>=8", "OpenEXR>=3.3", "h5py>=3.10"],
+        "test": ["pytest>=8", "OpenEXR>=3.3", "h5py>=3.10", "viser>=1.1,<2", "playwright>=1.50"],
+        "viewer": ["viser>=1.1,<2"],
         "models": ["h5py>=3.10"],
         "face-alignment": ["face-alignment>=1.4"],
         "cuda": ["triton>=3; platform_system == 'Linux'", "nerfacc>=0.5.3"],  # PyTorch's CUDA builds bring Triton; without a GPU it serves the tests

@@ -1,4 +1,4 @@
-"""From a subject to frames: demo, train, render, evaluate."""
+"""From a subject to frames: demo, train, render, evaluate, view."""
 
 from __future__ import annotations
 
@@ -104,3 +104,30 @@ def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict
     if not shared.json:
         print(format_table(result))
     return result
+
+
+def view(
+    subject: Positional[Path],
+    port: int = 8080,
+    open: bool = True,
+    track: Optional[str] = None,
+    audio: Optional[Path] = None,
+    out: Annotated[Optional[Path], arg(aliases=["-o"])] = None,
+    shared: SharedRun = RunChoice(),
+) -> dict[str, Any]:
+    """Look at a subject in the browser: mesh and field beside the footage, timeline with sound, sliders that edit the Track; Ctrl-C ends it.
+
+    Example: thnerf view subjects/me
+
+    Args:
+        subject: A subject folder; the field is there when it is trained.
+        port: On 127.0.0.1; the next free one where it is taken.
+        open: Open the page in the default browser.
+        track: A Track .npz to look at instead of the fitted one.
+        audio: Sound to hear; without --track, the motion predicted for it is what you look at.
+        out: Folder that the page's buttons write into; exports/ in the subject folder by default.
+    """
+    from recon.subject import Subject
+    from thnerf.viewer.server import view_subject
+
+    return view_subject(Subject.open(subject), run=shared.run, device=shared.device, port=port, open_browser=open, track=track, audio=audio, folder=out)
