@@ -35,6 +35,7 @@ FORMATS: dict[str, Format] = {
     "chan": Format("houdini_chan", (".chan",), True, "head motion for Nuke, Houdini, Blender"),
     "clip": Format("houdini_clip", (".clip",), True, "Houdini channels"),
     "bvh": Format("bvh", (".bvh",), True, "head and eyes as a skeleton"),
+    "usd": Format("usd", (".usd", ".usdc", ".usda", ".usdz"), True, "USD: textured head, UsdSkel blend shapes and joints, camera, sound"),
     "npz": Format("npz", (".npz",), True, "a Track"),
 }
 """What `thnerf export --to` and `thnerf import` know."""

@@ -17,12 +17,10 @@ from render.raster import vertex_normals
 from render.rotations import axis_angle_to_matrix
 from thnerf.export.names import swap_side
 from thnerf.export.options import ExportOptions
+from thnerf.export.rig_names import EYES, HEAD
 from thnerf.export.scene import Scene
 from thnerf.export.space import Space
 from thnerf.unwrap import texture_coordinates
-
-HEAD = "head"
-EYES = ("eye_left", "eye_right")
 
 
 @dataclass(frozen=True)

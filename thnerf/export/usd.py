@@ -15,6 +15,7 @@ world. Needs usd-core.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -29,7 +30,7 @@ from thnerf.export.scene import Scene
 from thnerf.export.skin import scene_texture
 
 UNIT = "m"
-APERTURE = 36.0  # width of the film in tenths of a unit; only its ratio to the focal length means anything
+APERTURE = 36.0  # mm, width of the film: the focal length then reads as on a small-picture camera
 BAKED_MB = 4000  # all points of a baked file are in memory at once
 
 
@@ -64,6 +65,8 @@ def read(path: Path, options: ExportOptions) -> Imported:
 
 def _need() -> None:
     """Raise InputError without usd-core."""
+    os.environ.setdefault("TF_ENV_SETTING_ALERTS_ENABLED", "0")  # no banner about the next line
+    os.environ.setdefault("USD_WRITE_NEW_USDC_FILES_AS_VERSION", "0.9.0")  # time codes as values need it; usd-core would upgrade with a warning
     try:
         import pxr.Sdf  # noqa: F401
     except ImportError:
@@ -108,7 +111,7 @@ class _Stage:
         layer.timeCodesPerSecond = layer.framesPerSecond = track.fps
         layer.startTimeCode, layer.endTimeCode = self.first, self.first + len(track) - 1
         layer.comment = f"{self.scene.name}: {len(track)} frames of the face model {track.model_id}"
-        layer.pseudoRoot.SetInfo("metersPerUnit", self.rig.space.scale * 1000)
+        layer.pseudoRoot.SetInfo("metersPerUnit", 0.001 / self.rig.space.scale)
         layer.pseudoRoot.SetInfo("upAxis", self.rig.space.up.upper())
         with Sdf.ChangeBlock():
             root = self.prim("", "Xform")
@@ -233,7 +236,7 @@ class _Stage:
 
         camera, space = self.scene.track.camera, self.rig.space
         fx, fy, cx, cy = camera.K[0, 0], camera.K[1, 1], camera.K[0, 2], camera.K[1, 2]
-        film = APERTURE * space.scale * 100  # tenths of a unit: 36 mm in the real world
+        film = APERTURE * space.scale * 10  # tenths of a unit
         focal = fx * film / camera.width
         prim = self.prim("/Camera", "Camera")
         values = {
