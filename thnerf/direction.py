@@ -7,6 +7,7 @@ gaze, mouth amplitude, emotions, offsets. Asked for nothing, it changes nothing.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,10 +20,12 @@ from recon.track import Track
 from render.files import InputError
 from render.rotations import axis_angle_to_matrix
 from thnerf.emotions import add_emotions, parse_emotion
-from thnerf.manner import Manner, lid_columns, mouth_columns
+from thnerf.manner import Manner, lid_columns, mouth_columns, within
 
 WIDEST_GAZE = 40.0
 """Degrees to any side that eyes are turned at most."""
+GAZE_MARGIN = 4.0
+"""Degrees by which eyes may go beyond what the footage shows."""
 MOST_BLINKS = 60.0
 LOUDEST = 3.0
 _SPREAD = 0.6  # standard deviation of the time between blinks, in parts of its mean
@@ -128,10 +131,11 @@ def parse_gaze(text: str) -> str | tuple[float, float] | Path:
     return math.radians(yaw), math.radians(pitch)
 
 
-def direct(track: Track, direction: Direction, home: Track | None = None, model: MorphableModel | None = None) -> Track:
+def direct(track: Track, direction: Direction, home: Track | None = None, model: MorphableModel | None = None, seen: bool = False) -> Track:
     """The track as it is directed. home: the subject's own footage, from which neutral, amplitude and blinks are taken; model: its face model.
 
-    Without `home` (a face that has no footage) 'source' cannot be asked for, and the track is measured itself.
+    Without `home` (a face that has no footage) 'source' cannot be asked for, and the track is measured itself. seen: keep the eyes within what
+    `home` shows and a little more, for a field that has learned nothing else (a note says where that changes what was asked for).
     Raises InputError for wishes that the face model or the files cannot meet.
     """
     offsets = direction.offsets(track.expression_names)
@@ -144,6 +148,8 @@ def direct(track: Track, direction: Direction, home: Track | None = None, model:
     x = _blinked(x, track, direction, home)
     gaze = _looking(gaze, track, direction, home, model)
     if not np.array_equal(gaze, track.gaze):
+        if seen:
+            gaze = _seen(gaze, manner)
         from recon.solve import looks_of
 
         looks = looks_of(track.expression_names, gaze)
@@ -211,6 +217,18 @@ def _looking(gaze: np.ndarray, track: Track, direction: Direction, home: Track |
         return np.broadcast_to(np.array(wish), gaze.shape).copy()
     source = home.resample(track.fps) if wish == "source" else _loaded(wish, "--gaze").resample(track.fps)
     return source.gaze[_back_and_forth(len(gaze), len(source))].astype(np.float64)
+
+
+def _seen(gaze: np.ndarray, manner: Manner) -> np.ndarray:
+    """Gaze (T,2,2) within the footage's range, softly up to GAZE_MARGIN beyond."""
+    margin = np.full((2, 2), math.radians(GAZE_MARGIN))
+    kept = within(gaze, manner.gaze_least, manner.gaze_most, margin)
+    lost = math.degrees(np.abs(kept - gaze).max())
+    if lost > GAZE_MARGIN:
+        low, high = np.degrees(manner.gaze_least.min(0)), np.degrees(manner.gaze_most.max(0))
+        warnings.warn(f"the footage shows gaze from {low[0]:.0f} to {high[0]:.0f} degrees sideways and {low[1]:.0f} to {high[1]:.0f} up; the eyes stay within {GAZE_MARGIN:g} degrees "
+                      f"of that, up to {lost:.0f} degrees from where they were sent", stacklevel=4)
+    return kept
 
 
 def camera_gaze(track: Track, model: MorphableModel | None = None) -> np.ndarray:

@@ -22,7 +22,7 @@ from recon.track import Track
 from render.camera import Camera
 from render.files import InputError
 from render.rotations import from_frontal
-from thnerf.manner import Manner, brow_columns, lid_columns, pose_of
+from thnerf.manner import Manner, brow_columns, lid_columns, pose_of, within
 from thnerf.pose import fit_pose
 
 ROOM = np.array([np.radians(4.0)] * 3 + [8.0] * 3)
@@ -74,9 +74,9 @@ def transfer(driver: Track, driver_model: MorphableModel | None, home: Track, mo
     states = np.zeros((len(driver), 6))
     scale = np.minimum(1.0, np.maximum(own.spread, ROOM) / np.maximum(other.spread, 1e-9))
     states[:] = own.centre + scale * (pose_of(driver) - other.centre)
-    states = _within(states, own.least, own.most, MARGIN * np.maximum(own.most - own.least, ROOM))
+    states = within(states, own.least, own.most, MARGIN * np.maximum(own.most - own.least, ROOM))
     limit = np.radians(4.0)
-    gaze = _within(own.gaze + driver.gaze - other.gaze, own.gaze_least, own.gaze_most, np.full((2, 2), limit))
+    gaze = within(own.gaze + driver.gaze - other.gaze, own.gaze_least, own.gaze_most, np.full((2, 2), limit))
     if not np.allclose(gaze, driver.gaze, atol=1e-6):
         from recon.solve import looks_of
 
@@ -92,12 +92,6 @@ def transfer(driver: Track, driver_model: MorphableModel | None, home: Track, mo
 def _ratio(own: float, other: float, limits: tuple[float, float]) -> float:
     """own / other within limits; 1 where the other does not move at all."""
     return float(np.clip(own / other, *limits)) if other > 1e-6 and own > 1e-6 else 1.0
-
-
-def _within(x: np.ndarray, low: np.ndarray, high: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Values as they are inside [low, high]; beyond, ever more slowly up to `margin` further."""
-    over, under = np.maximum(x - high, 0), np.maximum(low - x, 0)
-    return np.clip(x, low, high) + margin * np.tanh(over / margin) - margin * np.tanh(under / margin)
 
 
 def shoulders(home: Track, poses: np.ndarray) -> np.ndarray:

@@ -89,14 +89,23 @@ class DubRenderer(PastedRenderer):
         """Raises InputError when the face model has no landmarks around the mouth."""
         super().__init__(renderer, track, [clip], np.zeros(len(track), int), sources)
         self.clip, self.amount = clip, presence(before.valid, clip.fps)
-        self.outline = lower_face(model, [before, track], clip.side)
+        outline = lower_face(model, [before, track], clip.side)
+        # One region for all frames: what is drawn, and how its background is cut, then is the same throughout.
+        room = GROW * np.ptp(outline[..., 0], axis=1).max() + 2
+        low = np.clip(np.floor(outline.min((0, 1)) - room), 0, clip.side - 8).astype(int)
+        high = np.clip(np.ceil(outline.max((0, 1)) + room), low + 8, clip.side).astype(int)
+        self.box, self.outline = (int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])), outline - low
         width, height = clip.width - clip.width % 2, clip.height - clip.height % 2
         shift = np.array([[1.0, 0, clip.x], [0, 1, clip.y], [0, 0, 1]])
         self.whole = Camera(shift @ track.camera.resized(clip.side, clip.side).K, track.camera.world_to_camera, width, height)
 
+    def region(self, index: int) -> tuple[int, int, int, int]:
+        """The lower face in all frames."""
+        return self.box
+
     def paste(self, window: np.ndarray, drawn: np.ndarray, index: int) -> None:
-        """Blend `drawn` (side,side,3) into `window` of the frame, in place, under the mask of frame `index`."""
-        mask = soft_hull(self.outline[index], self.clip.side) * self.amount[index]
+        """Blend `drawn` into `window` under the mask of frame `index`, in place."""
+        mask = soft_hull(self.outline[index], *self.box[2:]) * self.amount[index]
         rim = mask * (1 - mask)
         if rim.sum() > 1:
             drawn = drawn + (rim[..., None] * (window - drawn)).sum((0, 1)) / rim.sum()
@@ -136,16 +145,17 @@ def lower_face(model: MorphableModel, tracks: list[Track], side: int) -> np.ndar
     return np.concatenate(found, 1)
 
 
-def soft_hull(points: np.ndarray, side: int) -> np.ndarray:
-    """The convex hull of points (N,2) px, grown and softened: (side,side) float32 in [0,1], exactly 0 outside."""
+def soft_hull(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The convex hull of points (N,2) px, grown and softened: (height,width) float32 in [0,1], exactly 0 outside."""
     import cv2
 
-    width = float(np.ptp(points[:, 0]))
-    filled = np.zeros((side, side), np.uint8)
+    across = float(np.ptp(points[:, 0]))
+    filled = np.zeros((height, width), np.uint8)
     hull = cv2.convexHull(points.astype(np.float32))
     cv2.fillConvexPoly(filled, np.round(hull).astype(np.int32), 1)
-    grow = max(1, round(GROW * width))
+    grow = max(1, round(GROW * across))
     filled = cv2.dilate(filled, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1)))
-    filled[:, [0, -1]] = filled[[0, -1]] = 0
-    t = np.clip(cv2.distanceTransform(filled, cv2.DIST_L2, 3) / max(1.0, SOFT * width + grow), 0, 1)
+    filled[:, [0, -1]] = 0
+    filled[[0, -1]] = 0
+    t = np.clip(cv2.distanceTransform(filled, cv2.DIST_L2, 3) / max(1.0, SOFT * across + grow), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)

@@ -25,7 +25,7 @@ _CLOSED = 0.3  # share of the subject's usual opening below which such offsets f
 
 _SIDES = ("Left", "Right")
 _BOTH = {
-    "happy": {"mouthSmile": 0.45, "cheekSquint": 0.35, "eyeSquint": 0.2, "mouthDimple": 0.12, "mouthUpperUp": 0.06, "browOuterUp": 0.08, "mouthFrown": -0.8, "browDown": -0.4},
+    "happy": {"mouthSmile": 0.4, "cheekSquint": 0.35, "eyeSquint": 0.2, "mouthDimple": 0.12, "mouthUpperUp": 0.06, "browOuterUp": 0.08, "mouthFrown": -0.8, "browDown": -0.4},
     "sad": {"mouthFrown": 0.4, "eyeBlink": 0.1, "mouthSmile": -0.8, "mouthStretch": 0.08, "browDown": 0.1, "browOuterUp": -0.6, "eyeWide": -0.8},
     "angry": {"browDown": 0.65, "noseSneer": 0.3, "eyeSquint": 0.2, "mouthPress": 0.12, "mouthFrown": 0.15, "mouthSmile": -0.7, "browOuterUp": -0.5, "eyeWide": 0.15},
     "surprised": {"browOuterUp": 0.65, "eyeWide": 0.5, "browDown": -0.9, "eyeSquint": -0.8, "mouthSmile": -0.3},

@@ -142,17 +142,26 @@ class PastedRenderer:
             raise ValueError(f"frame {index} was asked for, {self.next} is next")
         self.next += 1
         clip = self.clips[self.owners[index]]
-        size = min(clip.side, LARGEST)
+        x, y, width, height = self.region(index)
+        scale = min(1.0, LARGEST / clip.side)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
         part = self.track[index : index + 1]
-        drawn = self.renderer.frame(part.replace(camera=part.camera.resized(size, size)), 0)
-        if size != clip.side:
-            drawn = cv2.resize(drawn, (clip.side, clip.side), interpolation=cv2.INTER_CUBIC)
+        view = part.camera.resized(clip.side, clip.side)
+        view = Camera(np.array([[1.0, 0, -x], [0, 1, -y], [0, 0, 1]]) @ view.K, view.world_to_camera, width, height)
+        drawn = self.renderer.frame(part.replace(camera=view.resized(*size)), 0)
+        if size != (width, height):
+            drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_CUBIC)
         out = next(self.sources).astype(np.float32) / 255
-        self.paste(out[clip.y : clip.y + clip.side, clip.x : clip.x + clip.side], drawn, index)
+        self.paste(out[clip.y + y : clip.y + y + height, clip.x + x : clip.x + x + width], drawn, index)
         return out[: track.camera.height, : track.camera.width]
 
+    def region(self, index: int) -> tuple[int, int, int, int]:
+        """What of the crop is drawn anew: x, y, width, height in px of the crop as it lies in the footage."""
+        side = self.clips[self.owners[index]].side
+        return 0, 0, side, side
+
     def paste(self, window: np.ndarray, drawn: np.ndarray, index: int) -> None:
-        """Blend `drawn` (side,side,3) into `window` of the frame, in place."""
+        """Blend `drawn` into `window`, that region of the frame, in place; both (height,width,3) float32."""
         window += self.masks[self.owners[index]] * (drawn - window)
 
     def frame_rgba(self, track: Track, index: int) -> np.ndarray:

@@ -117,3 +117,9 @@ class Manner:
 def pose_of(track: Track) -> np.ndarray:
     """(T,6) float64: rotation against frontal (rad) and translation (mm); may be averaged."""
     return np.concatenate([relative_to_frontal(track.rotation), track.translation.astype(np.float64)], 1)
+
+
+def within(x: np.ndarray, low: np.ndarray, high: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Values as they are inside [low, high]; beyond, ever more slowly up to `margin` further."""
+    over, under = np.maximum(x - high, 0), np.maximum(low - x, 0)
+    return np.clip(x, low, high) + margin * np.tanh(over / margin) - margin * np.tanh(under / margin)

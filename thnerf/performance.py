@@ -104,9 +104,10 @@ def check_wishes(audio: Any, direction: Direction, track: Any) -> None:
         raise InputError("say what to speak with --audio FILE or --text WORDS, or what to play with --drive VIDEO, --track fit or --track FILE.npz")
 
 
-def perform(subject: Subject, run_dir: Path, audio: str | Path | None, direction: Direction = Direction(), track: str | Path | Track | None = None) -> Performance:
+def perform(subject: Subject, run_dir: Path, audio: str | Path | None, direction: Direction = Direction(), track: str | Path | Track | None = None,
+            seen: bool = False) -> Performance:
     """What the subject does. `track` (see `driving_track`) sets everything, `direction.pose` the head alone; without `audio` a Track file is
-    silent, while 'fit' brings the footage's sound and `drive` that of its video.
+    silent, while 'fit' brings the footage's sound and `drive` that of its video. seen: as of `direct`, for a motion that the field is to show.
 
     Raises InputError for wishes that exclude each other or cannot be read, and a run that has no speech network when it must speak.
     """
@@ -132,7 +133,7 @@ def perform(subject: Subject, run_dir: Path, audio: str | Path | None, direction
         else:
             motion, sound = spoken(subject, run_dir, speech.understood, direction, head), speech.heard
             file = None if audio is None else Path(audio)
-    return Performance(direct(motion, direction, subject.track, model), sound, file)
+    return Performance(direct(motion, direction, subject.track, model, seen), sound, file)
 
 
 def _heard(path: Path) -> Sound:

@@ -135,7 +135,7 @@ def render_speech(subject: Subject, audio: str | Path | None, out: str | Path, r
     else:
         check_wishes(audio, direction, track)
         pictures, transparent = resolve_background(background, out, view.width, view.height, (track if isinstance(track, Track) else subject.track).fps)
-        played = perform(subject, run_dir, audio, direction, track)
+        played = perform(subject, run_dir, audio, direction, track, seen=True)
         motion, sound = sized(played.track, size, out), played.sound
         renderer = load_renderer(run_dir, subject, device)
         if camera is not None:
@@ -195,7 +195,7 @@ def _whole(subject: Subject, run_dir: Path, audio: str | Path | None, direction:
     check_wishes(audio, direction, track)
     clips = source_clips(subject)
     if track is not None:
-        played = perform(subject, run_dir, audio, replace(direction, pose=None), track)
+        played = perform(subject, run_dir, audio, replace(direction, pose=None), track, seen=True)
         own_pose(played.track, subject)
         motion, pieces = own_footage(played.track, clips)
         sound = played.sound
@@ -203,7 +203,7 @@ def _whole(subject: Subject, run_dir: Path, audio: str | Path | None, direction:
         speech = _speech(audio, direction)
         chosen = max(range(len(clips)), key=lambda k: clips[k].end - clips[k].start)
         motion, index = with_source_pose(spoken(subject, run_dir, speech.understood, direction, "source", clips[chosen].fps), subject, clips[chosen])
-        motion = direct(motion, direction, subject.track, face_model(subject) if direction.changes_track else None)
+        motion = direct(motion, direction, subject.track, face_model(subject) if direction.changes_track else None, seen=True)
         pieces, sound = [(chosen, index)], speech.heard
     renderer, motion = whole_frames(load_renderer(run_dir, subject, device), motion, clips, pieces)
     return renderer, motion, sound
