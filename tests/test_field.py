@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from render.march import march
-from thnerf.field import UNIT_MM, HeadField, PoseCorrection, head_volume
+from thnerf.field import UNIT_MM, HeadField, PoseCorrection
+from thnerf.shell import FADE, PRIOR, head_volume
 from synthetic import NAMES, RADII, toy_model
 
 
@@ -47,6 +48,26 @@ def test_untrained_head_is_opaque_at_the_surface_and_has_no_fog_in_front() -> No
     light = np.exp(-np.cumsum(density.detach().numpy()) * volume.optical_step)
     assert light[z > RADII[2] + 8].min() > 0.7 and light[-1] < 0.2
     assert ((colour >= 0) & (colour <= 1)).all()
+
+
+def test_density_is_gone_at_the_border_of_the_shell_and_untouched_at_the_surface() -> None:
+    volume, prior, meshes = toy_volume()
+    x, y = np.nonzero(volume.occupancy.any(2))
+    nearest = 63 - volume.occupancy[x, y, ::-1].argmax(1)  # towards the camera; the far side of the shell is hidden
+    assert np.quantile(prior[x, y, nearest], 0.99) < -FADE / 2 and prior[x, y, nearest].max() < -PRIOR
+    points = meshes[0][(meshes[0][:, 2] > 30) & (np.abs(meshes[0][:, 1]) < 50)]  # clear of where the shell ends under the jaw
+    assert np.abs(prior[cells(volume, points)]).max() <= PRIOR
+
+
+def test_the_shell_grows_where_the_mattes_show_hair_and_ends_where_they_show_none() -> None:
+    volume, _, _ = toy_volume()
+    model = toy_model()
+    jaws = model.points(model.mean[None], "ibug68")[:, :17]
+    build = lambda person: head_volume(model.mean[None], model.faces, jaws, 25.0, 64, 4.5, person)[0].occupancy  # noqa: E731
+    everywhere, nowhere = build(lambda x: np.ones(len(x))), build(lambda x: np.zeros(len(x)))
+    assert everywhere.sum() > 1.2 * volume.occupancy.sum() and not nowhere.any()
+    left = build(lambda x: (x[:, 0] < 0).astype(float))
+    assert left[:30].sum() > 5 * left[36:].sum()
 
 
 def test_pose_correction_moves_rays_like_points() -> None:

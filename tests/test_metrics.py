@@ -248,29 +248,40 @@ def test_eye_correlation_of_blinks_missed_late_and_mirrored():
     assert metrics.eye_correlation(blinking(lids), np.full((200, 68, 2), np.nan)) is None
 
 
-def trembling(images, truth, matte, starts=(0,)):
+def trembling(images, truth, matte, starts=(0,), key="jitter_outside"):
     m = Measurement()
     for a, b in zip(truth, images):
         m.add(a, b, face([3.0])[0], face([3.0])[0], matte)
-    return m.result(starts)["jitter_background"]
+    return m.result(starts)[key]
 
 
-def test_background_jitter_is_the_ratio_of_second_differences_outside_the_person():
+def test_jitter_is_the_ratio_of_second_differences_outside_the_person():
     rng = np.random.default_rng(0)
     matte = np.zeros((64, 64), np.uint8)
     matte[:, 32:] = 255
     noise = rng.integers(-8, 9, (12, 64, 64, 3))
     footage = (120 + noise).astype(np.uint8)
-    assert trembling((120 + 3 * noise).astype(np.uint8), footage, matte) == pytest.approx(3)
-    assert trembling(np.full_like(footage, 120), footage, matte) == 0
-    assert trembling(footage, footage, matte) == pytest.approx(1)
-    person = footage.copy()
-    person[:, :, 32:] = rng.integers(0, 255, person[:, :, 32:].shape)  # what the person does is no matter
-    assert trembling(person, footage, matte) == pytest.approx(1)
-    halo = np.full_like(footage, 120)
-    halo[::2, :, 31] = 255  # one flickering column at the edge of the person
-    assert trembling(halo, footage, matte) > 3
-    assert trembling(footage, np.full_like(footage, 120), matte) is None and trembling(footage, footage, np.full_like(matte, 255)) is None
+    for key in ("jitter_outside", "jitter_background", "jitter_edge"):
+        assert trembling((120 + 3 * noise).astype(np.uint8), footage, matte, key=key) == pytest.approx(3)
+        assert trembling(np.full_like(footage, 120), footage, matte, key=key) == 0
+        assert trembling(footage, footage, matte, key=key) == pytest.approx(1)
+        person = footage.copy()
+        person[:, :, 32:] = rng.integers(0, 255, person[:, :, 32:].shape)  # what the person does is no matter
+        assert trembling(person, footage, matte, key=key) == pytest.approx(1)
+        assert trembling(footage, np.full_like(footage, 120), matte, key=key) is None and trembling(footage, footage, np.full_like(matte, 255), key=key) is None
+    assert trembling(footage, footage, np.zeros_like(matte)) == pytest.approx(1) and trembling(footage, footage, np.zeros_like(matte), key="jitter_edge") is None
+
+
+def test_a_halo_counts_at_the_edge_and_a_flicker_further_out_in_the_background():
+    matte = np.zeros((256, 64), np.uint8)
+    matte[:, 32:] = 255
+    footage = (120 + np.random.default_rng(0).integers(-8, 9, (12, 256, 64, 3))).astype(np.uint8)
+    for column, edge in ((31, True), (29, True), (27, False), (5, False)):
+        halo = np.full_like(footage, 120)
+        halo[::2, :, column] = 255
+        at_edge, beyond = (trembling(halo, footage, matte, key=key) for key in ("jitter_edge", "jitter_background"))
+        assert (at_edge > 3 and beyond == 0) if edge else (at_edge == 0 and beyond > 1)
+        assert trembling(halo, footage, matte) > 1
 
 
 def test_background_jitter_does_not_cross_clip_starts():

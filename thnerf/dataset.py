@@ -250,6 +250,23 @@ def _keep(out: np.ndarray, frames: Any, index: np.ndarray, path: Any) -> None:
     raise InputError(f"{path} ends after {slot} of {len(out)} training frames; run thnerf fit again")
 
 
+def person_share(data: TrainingSet, points: np.ndarray, frames: int = 48) -> np.ndarray:
+    """In what share (n,) of `frames` evenly spread training frames a point (n,3) mm of head space is covered by the person's matte.
+
+    Points that leave the picture count as covered: there is nothing to say about them.
+    """
+    track, share = data.track, np.zeros(len(points), np.float32)
+    chosen = np.unique(np.round(np.linspace(0, len(data.index) - 1, frames)).astype(int))
+    height, width = data.images.shape[1:3]
+    for i in chosen:
+        t = int(data.index[i])
+        pixels = track.camera.at(slice(t, t + 1)).project((points @ axis_angle_to_matrix(track.rotation[t]).T + track.translation[t])[None])[0]
+        x, y = (np.floor(np.nan_to_num(pixels, nan=-1)).astype(int)).T
+        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        share += np.where(inside, data.mattes[i][np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)] > 127, True)
+    return share / len(chosen)
+
+
 def typical_meshes(track: Track, index: np.ndarray, model: MorphableModel, count: int = 12) -> np.ndarray:
     """Head meshes (count+1,V,3) mm of the subject: the mean expression, then those furthest from it and from each other."""
     expression = track.expression[index]

@@ -2,9 +2,7 @@
 
 Colour and density come from a small network behind a hash encoding. The encoding itself is handed in: with tables
 blended by expression (`encodings.BlendedTables`) this module need not know about expressions at all.
-The tracked mesh says where to look: samples are taken only in a shell around it, thicker where hair is, and its
-inside starts out opaque (`density prior`), without which small head rotations leave the depth open and the face
-becomes a fog.
+Where to look and what starts out opaque comes from the tracked mesh (`thnerf.shell`).
 """
 
 from __future__ import annotations
@@ -12,86 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from render.march import Volume, dilate
-
-PRIOR = 3.0
 UNIT_MM = 100.0  # densities are per this length
-
-
-def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y: float, cells: int, step_mm: float) -> tuple[Volume, np.ndarray]:
-    """The shell around a head and its density prior.
-
-    meshes (N,V,3) mm: the subject's head in several expressions, the first one typical. faces (F,3). jaws (N,17,3): jaw
-    lines from ear to ear by the chin (iBUG 1–17). eyes_y: height of the eyes, mm. Returns the volume and prior (cells³)
-    float32, which is +PRIOR inside the typical mesh and −PRIOR outside, with a soft border. The shell ends under the
-    jaw: a collar hides the neck, which therefore belongs to the torso's layer.
-    """
-    chin_y = jaws[0, 8, 1]
-    face_height = eyes_y - chin_y
-    points = meshes[0]
-    in_face = points[(points[:, 1] > chin_y) & (points[:, 1] < eyes_y + 0.5 * face_height)]
-    low, high = in_face.min(0), in_face.max(0)
-    centre_x, half = (low[0] + high[0]) / 2, (high[0] - low[0]) / 2
-    lower = np.array([centre_x - 1.35 * half, jaws[:, 8, 1].min() - 0.2 * face_height, high[2] - 1.6 * face_height], np.float32)
-    upper = np.array([centre_x + 1.35 * half, eyes_y + 1.35 * face_height, high[2] + 0.15 * face_height], np.float32)
-    surface = np.zeros((len(meshes),) + (cells,) * 3, bool)
-    for grid, vertices in zip(surface, meshes):
-        _rasterise_surface(grid, vertices, faces, lower, upper)
-    extent = (upper - lower) / cells
-    shell = dilate(surface.any(0), 4)
-    y = lower[1] + (np.arange(cells) + 0.5) * extent[1]
-    hair = y > eyes_y + 0.15 * face_height
-    shell[:, hair] |= dilate(surface[0], 9)[:, hair]
-    prior, front = _front_prior(surface[0])
-    # Nothing behind the visible side is ever seen: keep a few cells behind the front of each column and its neighbours.
-    for _ in range(2):
-        front = np.minimum.reduce([_shift(front, i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
-    z = np.arange(cells)
-    shell &= (z > front[:, :, None] - 4) | (front[:, :, None] >= cells)
-    shell &= y[:, None] > _under_jaw(jaws, lower[2] + (z + 0.5) * extent[2]) - 0.1 * face_height
-    return Volume(lower, upper, shell, step_mm, density_unit=UNIT_MM), prior
-
-
-def _under_jaw(jaws: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Height (G,) of the underside of the jaw at depths z (G,): the line from the lowest chin through the corners of the jaw."""
-    chin = jaws[jaws[:, 8, 1].argmin(), 8]
-    corner = jaws[0, [4, 12]].mean(0)
-    slope = np.clip((corner[1] - chin[1]) / min(corner[2] - chin[2], -1e-3), -2, 0)
-    return chin[1] + slope * (np.minimum(z, chin[2]) - chin[2])
-
-
-def _rasterise_surface(grid: np.ndarray, vertices: np.ndarray, faces: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
-    """Mark the cells that the triangles pass through, by points spread over each of them."""
-    steps = 7
-    i, j = np.meshgrid(np.arange(steps), np.arange(steps), indexing="ij")
-    inside = i + j < steps
-    a, b = (i[inside] + 1 / 3) / steps, (j[inside] + 1 / 3) / steps
-    weights = np.stack([a, b, 1 - a - b], -1).astype(np.float32)
-    points = np.einsum("wc,fcd->fwd", weights, vertices[faces].astype(np.float32)).reshape(-1, 3)
-    cell = np.floor((points - lower) / (upper - lower) * len(grid)).astype(int)
-    cell = cell[((cell >= 0) & (cell < len(grid))).all(1)]
-    grid[tuple(cell.T)] = True
-
-
-def _front_prior(surface: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Density prior (G,G,G) float32 and, by column, the z index of the surface that faces the camera (a large one where there is none)."""
-    cells = len(surface)
-    grown = dilate(surface, 1)
-    front = np.where(grown.any(2), cells - 1 - np.argmax(grown[:, :, ::-1], 2), 999)
-    solid = (np.arange(cells) <= front[:, :, None] - 1) & (front[:, :, None] < cells)
-    prior = np.where(solid, PRIOR, -PRIOR).astype(np.float32)
-    for _ in range(2):
-        for axis in range(3):
-            p = np.concatenate([prior.take([0], axis), prior, prior.take([-1], axis)], axis)
-            n = prior.shape[axis]
-            prior = (p.take(range(n), axis) + 2 * prior + p.take(range(2, n + 2), axis)) / 4
-    return np.ascontiguousarray(prior, np.float32), front
-
-
-def _shift(grid: np.ndarray, i: int, j: int) -> np.ndarray:
-    """A 2D grid moved by (i, j) cells, its border repeated."""
-    n, m = grid.shape
-    return grid[np.clip(np.arange(n) + i, 0, n - 1)][:, np.clip(np.arange(m) + j, 0, m - 1)]
 
 
 class HeadField(torch.nn.Module):

@@ -139,7 +139,7 @@ def _solid(radiance: Any, head: np.ndarray, head_faces: np.ndarray, lower: np.nd
     """Opacity (X,Y,Z) on cell centres: the field's front, and everything behind it as far back as the face model's skull goes."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter
 
-    from thnerf.field import _rasterise_surface
+    from thnerf.shell import rasterise_surface
 
     values = np.empty(tuple(shape), np.float32)
     y, z = np.meshgrid(*(lower[k] + (np.arange(shape[k]) + 0.5) * cell for k in (1, 2)), indexing="ij")
@@ -149,7 +149,7 @@ def _solid(radiance: Any, head: np.ndarray, head_faces: np.ndarray, lower: np.nd
     # The grid of the face model must be a cube for the marking; coarser than ours, it has no holes.
     coarse, side = 3.0, int(np.ceil(shape.max() * cell / 3.0))
     marked = np.zeros((side,) * 3, bool)
-    _rasterise_surface(marked, head, head_faces, lower, lower + side * coarse)
+    rasterise_surface(marked, head, head_faces, lower, lower + side * coarse)
     hit = marked.any(2)
     back = np.where(hit, marked.argmax(2), 0) * coarse
     front = np.where(hit, side - 1 - marked[:, :, ::-1].argmax(2), 0) * coarse

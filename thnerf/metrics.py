@@ -19,7 +19,7 @@ from recon.landmarks import eye_opening, interocular, mouth_opening
 
 IMAGE_KEYS = ("psnr_full", "psnr_face", "psnr_mouth", "ssim_full", "ssim_face", "ssim_mouth")
 LANDMARK_KEYS = ("lmd_px", "lmd_iod", "mouth_correlation", "jitter_ratio", "av_offset_frames")
-REGION_KEYS = ("psnr_seam", "eye_correlation", "jitter_background")
+REGION_KEYS = ("psnr_seam", "eye_correlation", "jitter_background", "jitter_edge", "jitter_outside")
 KEYS = IMAGE_KEYS + LANDMARK_KEYS + REGION_KEYS
 SETTINGS = ("truth", "reconstruct", "audio", "frozen_mouth", "shuffled")
 
@@ -33,7 +33,10 @@ FACE_MARGIN, MOUTH_MARGIN = 0.10, 0.25
 SEAM_WIDTH = 10 / 256
 """Half width of the band around the neck line, in image heights: 10 px at 256 px."""
 EMPTY_MATTE = 12
-"""A pixel is background where the matte (0 to 255) is at most this (5 %)."""
+"""A pixel is outside of the person where the matte (0 to 255) is at most this (5 %)."""
+EDGE_WIDTH = 3 / 256
+"""Reach of the person's edge outside of the matte, in image heights: 3 px at 256 px. There footage shows the person's soft outline, its motion and
+what the codec makes of it, and a perfect render shows them, too; only further out is it background."""
 LONGEST_LAG = 10
 """Offsets are looked for up to this many frames either way (0.4 s at 25 fps)."""
 _CONSTANT = 1e-6  # a mouth opening (in iod) that varies less than this does not move
@@ -193,20 +196,30 @@ def eye_correlation(truth: np.ndarray, render: np.ndarray) -> float | None:
 
 
 def second_differences(recent: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """How much three frames in a row (truth, image (H,W,3), matte (H,W), all uint8) tremble in the background: sums for truth and image, (2,).
+    """How much three frames in a row (truth, image (H,W,3), matte (H,W), all uint8) tremble outside of the person, (4,): sums for truth and image
+    in the background, then at the person's edge.
 
-    Sum of squared second differences in time over the pixels that the truth's matte calls background (≤ EMPTY_MATTE) in all three, up to
-    the edge of the person, so that a halo that flickers there counts. NaN without such a pixel.
+    Sum of squared second differences in time over the pixels that the truth's matte calls empty (≤ EMPTY_MATTE) in all three: the edge are
+    those within EDGE_WIDTH (at least 1 px) of any pixel that is not, the background the others. NaN where there is no such pixel.
     """
+    import cv2
+
     empty = np.logical_and.reduce([matte <= EMPTY_MATTE for _, _, matte in recent])
+    out = np.full(4, np.nan)
     if not empty.any():
-        return np.full(2, np.nan)
-    series = ([np.asarray(f[i])[empty].astype(np.float32) for f in recent] for i in (0, 1))
-    return np.array([np.square(c - 2 * b + a).sum(dtype=np.float64) for a, b, c in series])
+        return out
+    # The transform measures from centre to centre; a picture without a person is all background.
+    reach = max(1.0, EDGE_WIDTH * len(empty))
+    clear = empty if empty.all() else cv2.distanceTransform(empty.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > reach
+    for k, region in enumerate((clear, empty & ~clear)):
+        if region.any():
+            series = ([np.asarray(f[i])[region].astype(np.float32) for f in recent] for i in (0, 1))
+            out[2 * k : 2 * k + 2] = [np.square(c - 2 * b + a).sum(dtype=np.float64) for a, b, c in series]
+    return out
 
 
 def jitter_background(sums: np.ndarray, clip_starts: Sequence[int] = (0,)) -> float | None:
-    """Temporal jitter of the background, render over truth: root of the ratio of the `second_differences` (T,2), row i being frames i−2 to i.
+    """Temporal jitter of a region, render over truth: root of the ratio of two `second_differences` (T,2), row i being frames i−2 to i.
 
     1 is as restless as the footage, whose sensor and codec noise is never still; 0 is a still picture. Triples do not cross a clip start.
     None without a triple, or when the truth stands perfectly still.
@@ -289,7 +302,7 @@ class Measurement:
         self.seams.append(psnr_seam(truth, image, truth_points))
         if matte is not None:
             self.recent.append((truth, image, matte))
-            self.trembling.append(second_differences(self.recent) if len(self.recent) == 3 else np.full(2, np.nan))
+            self.trembling.append(second_differences(self.recent) if len(self.recent) == 3 else np.full(4, np.nan))
 
     def result(self, clip_starts: Sequence[int] = (0,)) -> dict[str, float | int | None]:
         """The block of metrics.json: KEYS, then `landmark_frames` (face found in both) and `box_frames` (in the truth)."""
@@ -301,7 +314,9 @@ class Measurement:
         out["av_offset_frames"] = av_offset(truth, render, clip_starts)
         out["psnr_seam"] = mean_of_frames(np.array(self.seams))
         out["eye_correlation"] = eye_correlation(truth, render)
-        out["jitter_background"] = jitter_background(np.array(self.trembling).reshape(-1, 2), clip_starts)
+        trembling = np.array(self.trembling).reshape(-1, 2, 2)
+        out["jitter_background"], out["jitter_edge"] = (jitter_background(trembling[:, k], clip_starts) for k in range(2))
+        out["jitter_outside"] = jitter_background(np.where(np.isnan(trembling).all(1), np.nan, np.nansum(trembling, 1)), clip_starts)
         out["landmark_frames"] = int(both_found(truth, render).sum())
         out["box_frames"] = int(np.isfinite(truth).all((1, 2)).sum())
         return out
@@ -313,8 +328,9 @@ class Measurement:
 
 def format_table(result: dict[str, Any]) -> str:
     """The metrics of `thnerf.evaluate.evaluate` as a table in text; – where a value is null."""
-    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r", "bg jit")
-    digits = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2)
+    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r",
+             "bg jit", "edge", "outside")
+    digits = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2, 2, 2)
     lines = [f"{'held-out frames: ' + str(result['frames']):<22}" + "".join(f"{n:>9}" for n in names)]
     for setting in SETTINGS:
         block = result.get(setting)

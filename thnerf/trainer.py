@@ -26,9 +26,9 @@ from render.progress import progress
 from thnerf import losses
 from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
-from thnerf.dataset import TrainingSet, load_training_set, pixel_directions, typical_meshes
+from thnerf.dataset import TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
-from thnerf.field import head_volume
+from thnerf.shell import head_volume
 
 __all__ = ["Trainer", "load_renderer", "train"]
 
@@ -168,7 +168,8 @@ def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -
     """A trainer at its beginning: shell and prior from the tracked mesh, everything else from the seed."""
     meshes = typical_meshes(data.track, data.index, model)
     points = model.points(meshes, "ibug68")
-    volume, prior = head_volume(meshes, model.faces, points[:, :17], float(points[0, 36:48, 1].mean()), config.head.occupancy, config.head.step_mm)
+    volume, prior = head_volume(meshes, model.faces, points[:, :17], float(points[0, 36:48, 1].mean()), config.head.occupancy, config.head.step_mm,
+                                lambda x: person_share(data, x))
     avatar = Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed, config.encoding, choose_device(config.device))
     return Trainer(data, avatar, config)
 
