@@ -1,8 +1,9 @@
-"""A small temporal network from log-mel features to mouth modes, and its training on a minute of speech.
+"""A small temporal network from speech features to mouth modes, and its training on a minute of speech.
 
 Shapes: features come at four per video frame, (4 T, bands); targets are (T, K) linear modes of expression.
-Output i is centred on the middle of frame i's features (4 i + 2) and sees `context` features on either side. No convolution
-is padded: every frame is computed from the same arithmetic wherever a chunk begins.
+Output i is centred on the middle of frame i's features, 4 i + 2. It sees the features 4 i − `left` to 4 i + 3 + `right` and no others,
+since no convolution is padded: `window` gives the same frames wherever a chunk begins, and a frame can be said as soon as
+`right` features beyond its own four are there.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _CHUNK = 512
 class LipNet(nn.Module):
     """Two strided convolutions to the frame rate, then residual dilated ones (as in WaveNet, van den Oord et al. 2016).
 
-    (B, bands, 4 T + left + right) → (B, outputs, T), `left` and `right` being the context in features. Float32, differentiable.
+    (B, bands, 4 T + left + right) → (B, outputs, T), `left` and `right` being the context in features. ahead: frames of the future
+    that the dilated convolutions see, as many as of the past by default. Float32, differentiable.
     """
 
-    def __init__(self, bands: int, outputs: int, hidden: int = 96, layers: int = 3, dropout: float = 0.3) -> None:
+    def __init__(self, bands: int, outputs: int, hidden: int = 96, layers: int = 3, dropout: float = 0.3, ahead: int | None = None) -> None:
         super().__init__()
         self.first = nn.Conv1d(bands, hidden, 5, stride=2)
         self.second = nn.Conv1d(hidden, hidden, 5, stride=2)
@@ -35,29 +37,44 @@ class LipNet(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(hidden) for _ in range(layers)])
         self.out = nn.Conv1d(hidden, outputs, 1)
         self.channels, self.dropout = nn.Dropout1d(dropout), nn.Dropout(dropout)
-        reach = 2**layers - 1
-        self.left, self.right = 4 * reach + 4, 4 * reach + 5
+        reach, self.ahead = 2**layers - 1, []
+        left_over = reach if ahead is None else min(ahead, reach)
+        for i in range(layers):
+            self.ahead.append(min(2**i, left_over))
+            left_over -= self.ahead[-1]
+        self.left, self.right = 4 * (2 * reach - sum(self.ahead)) + 4, 4 * sum(self.ahead) + 5
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """What the last layer reads: (B, bands, 4 T + left + right) → (B, hidden, T)."""
         x = self.channels(F.gelu(self.first(x)))
         x = self.channels(F.gelu(self.second(x)))
-        for convolution, norm in zip(self.dilated, self.norms):
+        for convolution, norm, ahead in zip(self.dilated, self.norms, self.ahead):
             d = convolution.dilation[0]
             step = norm(convolution(x).transpose(1, 2)).transpose(1, 2)
-            x = x[:, :, d:-d] + self.dropout(F.gelu(step))
-        return self.out(x)
+            x = x[:, :, 2 * d - ahead : x.shape[2] - ahead] + self.dropout(F.gelu(step))
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.hidden(x))
+
+    @torch.no_grad()
+    def window(self, features: np.ndarray) -> np.ndarray:
+        """Standardised features (4 n + left + right, bands) → (n, outputs): frames of a stretch whose surroundings are given.
+
+        Row 0 is feature 4 i − left of the first frame i, so `predict` of the whole sound says the same of these frames.
+        """
+        self.eval()
+        return self(torch.from_numpy(np.ascontiguousarray(features.T, np.float32))[None])[0].T.numpy()
 
     @torch.no_grad()
     def predict(self, features: np.ndarray, frames: int) -> np.ndarray:
         """Standardised features (≥ 4 frames rows, bands) → (frames, outputs), chunk by chunk; the ends are repeated outwards."""
-        self.eval()
         padded = np.pad(features[: 4 * frames + self.right], ((self.left, 0), (0, 0)), mode="edge")
         padded = np.pad(padded, ((0, max(0, 4 * frames + self.left + self.right - len(padded))), (0, 0)), mode="edge")
         parts = []
         for a in range(0, frames, _CHUNK):
             n = min(_CHUNK, frames - a)
-            window = torch.from_numpy(np.ascontiguousarray(padded[4 * a : 4 * (a + n) + self.left + self.right].T, np.float32))
-            parts.append(self(window[None])[0].T.numpy())
+            parts.append(self.window(padded[4 * a : 4 * (a + n) + self.left + self.right]))
         return np.concatenate(parts) if parts else np.zeros((0, self.out.out_channels), np.float32)
 
 
