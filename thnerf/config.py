@@ -124,8 +124,10 @@ class TrainConfig:
     """A stop loses at most about this much work."""
     preview_seconds: float = 60.0
     """Time between preview.png updates."""
-    max_frames: int = 5000
-    """Training frames held in memory at most; more are thinned evenly."""
+    max_frames: int = 10000
+    """Training frames used at most; more are thinned evenly."""
+    frame_memory_mib: int = 1536
+    """Memory for training frames as they are; frames that need more are held compressed (JPEG of high quality) and decoded on demand."""
     head: FieldConfig = field(default_factory=FieldConfig)
     """The head."""
     torso: TorsoConfig = field(default_factory=TorsoConfig)

@@ -1,4 +1,4 @@
-"""A subject as training data: frames in memory, what each frame is conditioned on, where its rays come from.
+"""A subject as training data: its frames, what each frame is conditioned on, where its rays come from.
 
 Every statistic here is of the training frames alone.
 """
@@ -16,6 +16,7 @@ from recon.subject import Subject
 from recon.track import Track
 from render.files import InputError
 from render.rotations import axis_angle_to_matrix, relative_to_frontal
+from thnerf.frames import CompressedFrames, frame_memory
 
 LIMIT = 3.0  # conditions are clipped to this many standard deviations
 BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
@@ -148,7 +149,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training frames of a subject. index (N,) frame numbers in the track; images (N,H,W,3) and mattes (N,H,W) uint8.
+    """The training frames of a subject. index (N,) frame numbers in the track; images (N,H,W,3) and mattes (N,H,W) uint8,
+    arrays or compressed (`thnerf.frames`).
 
     background (H,W,3) float32; boxes (N,4) px; psi (N,K), pose (N,6), torso (N,Kt) features; origins (N,3), matrices (N,3,3)
     of head rays; pixel_to_camera (3,3); condition: how the features were made.
@@ -156,8 +158,8 @@ class TrainingSet:
 
     track: Track
     index: np.ndarray
-    images: np.ndarray
-    mattes: np.ndarray
+    images: np.ndarray | CompressedFrames
+    mattes: np.ndarray | CompressedFrames
     background: np.ndarray
     face_boxes: np.ndarray
     mouth_boxes: np.ndarray
@@ -211,8 +213,11 @@ def load_background(subject: Subject, width: int, height: int) -> np.ndarray:
         raise InputError(f"{subject.background_path} is not a readable image ({error}); run thnerf fit again") from None
 
 
-def load_training_set(subject: Subject, model: MorphableModel, modes: int, max_frames: int) -> TrainingSet:
-    """Read the training frames of a subject. Raises InputError when video, matte and track disagree or nothing is usable."""
+def load_training_set(subject: Subject, model: MorphableModel, modes: int, max_frames: int, memory_mib: int = 1536) -> TrainingSet:
+    """Read the training frames of a subject; those that need more than `memory_mib` are held compressed.
+
+    Raises InputError when video, matte and track disagree or nothing is usable.
+    """
     from render.video import read_frames
 
     track = subject.track
@@ -224,7 +229,7 @@ def load_training_set(subject: Subject, model: MorphableModel, modes: int, max_f
     if len(index) > max_frames:
         index = index[np.round(np.linspace(0, len(index) - 1, max_frames)).astype(int)]
     width, height = track.camera.width, track.camera.height
-    images, mattes = np.empty((len(index), height, width, 3), np.uint8), np.empty((len(index), height, width), np.uint8)
+    images, mattes = frame_memory(len(index), height, width, memory_mib)
     for out, frames, path in ((images, read_frames(subject.video_path), subject.video_path), (mattes, read_frames(subject.matte_path, grey=True), subject.matte_path)):
         _keep(out, frames, index, path)
     condition = Condition.fit(track, index, model, modes)
@@ -236,7 +241,7 @@ def load_training_set(subject: Subject, model: MorphableModel, modes: int, max_f
         origins, matrices, np.linalg.inv(track.camera.K))
 
 
-def _keep(out: np.ndarray, frames: Any, index: np.ndarray, path: Any) -> None:
+def _keep(out: np.ndarray | CompressedFrames, frames: Any, index: np.ndarray, path: Any) -> None:
     """Fill `out` with the frames numbered `index` of a stream."""
     slot, last = 0, int(index[-1])
     for number, frame in enumerate(frames):
@@ -263,7 +268,7 @@ def person_share(data: TrainingSet, points: np.ndarray, frames: int = 48) -> np.
         pixels = track.camera.at(slice(t, t + 1)).project((points @ axis_angle_to_matrix(track.rotation[t]).T + track.translation[t])[None])[0]
         x, y = (np.floor(np.nan_to_num(pixels, nan=-1)).astype(int)).T
         inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-        share += np.where(inside, data.mattes[i][np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)] > 127, True)
+        share += np.where(inside, data.mattes[int(i)][np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)] > 127, True)
     return share / len(chosen)
 
 

@@ -34,7 +34,7 @@ __all__ = ["Trainer", "load_renderer", "train"]
 
 _POSE_FROM = 300  # steps before the pose correction may move: the field must have a shape first
 _PRUNE_EVERY, _PRUNE_BELOW, _PRUNE_DECAY = 250, 0.01, 0.6
-_UNSAVED = ("save_seconds", "preview_seconds", "device", "encoding", "marching")  # settings that may change between stop and resume
+_UNSAVED = ("save_seconds", "preview_seconds", "device", "encoding", "marching", "frame_memory_mib")  # settings that may change between stop and resume
 
 
 class Trainer:
@@ -187,7 +187,7 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     if _already_finished(folder, config, subject.fingerprint):
         return folder
     model = model or subject.model
-    data = load_training_set(subject, model, config.head.expression_modes, config.max_frames)
+    data = load_training_set(subject, model, config.head.expression_modes, config.max_frames, config.frame_memory_mib)
     state = folder / "state.safetensors"
     trainer = Trainer.resume(data, config, state) if state.exists() else new_trainer(data, model, config)
     if state.exists():
@@ -309,7 +309,7 @@ def write_preview(trainer: Trainer, path: Path, count: int = 3) -> None:
     data = trainer.data
     rows = []
     for i in np.round(np.linspace(0.1, 0.9, count) * (len(data.index) - 1)).astype(int):
-        truth = data.images[i].astype(np.float32) / 255
+        truth = data.images[int(i)].astype(np.float32) / 255
         image = trainer.avatar.render(data.track, int(data.index[i]), data.background)
         rows.append(np.concatenate([truth, image, np.clip(4 * np.abs(image - truth), 0, 1)], 1))
     with atomic_path(path) as temporary:
