@@ -29,13 +29,14 @@ VIEWS = 48
 VERSION = "1"
 GUTTER = 8  # texels around a patch that repeat its edge, for filtering and mip maps
 BEHIND_MM = 2.0  # so much behind the nearest surface a point still counts as seen
+RIM = 0.012  # of the width of the picture: so near to the edge of the matte a pixel may show the background
 EDGE_MM = 8.0  # no deeper step than this may be next to a point: the model's outline is not exact
-GRAZING = 0.12  # cosine of the angle of view below which a frame says nothing
+GRAZING = 0.2  # cosine of the angle of view below which a frame says nothing
 SPREAD = 0.07  # of colours in [0,1]: beyond it a sample counts less
 ENOUGH = 0.25  # total weight at which a texel's own colour has taken over from what is filled in
-PARTS = {  # colours of what the footage never showed
-    "teeth_upper": (0.80, 0.74, 0.66), "teeth_lower": (0.74, 0.68, 0.60), "tongue": (0.55, 0.28, 0.27), "eye_left": (0.78, 0.76, 0.74),
-    "eye_right": (0.78, 0.76, 0.74), "mouth_inside": (0.28, 0.12, 0.11), "scalp": (0.30, 0.25, 0.22),
+PARTS = {  # colours of what the footage never showed, beside SKIN
+    "teeth_upper": (0.62, 0.56, 0.49), "teeth_lower": (0.50, 0.45, 0.39), "tongue": (0.45, 0.22, 0.21), "eye_left": (0.72, 0.69, 0.67),
+    "eye_right": (0.72, 0.69, 0.67), "mouth_inside": (0.25, 0.11, 0.10), "scalp": (0.30, 0.25, 0.22),
 }
 IRIS_DEG = 26.0  # from the axis of an eyeball to the white
 SKIN = (0.72, 0.56, 0.48)
@@ -111,8 +112,11 @@ def sample(picture: np.ndarray, matte: np.ndarray, posed: np.ndarray, model: Mor
 
     posed (V,3) mm in the world; camera with one frame.
     """
+    import cv2
     from scipy.ndimage import maximum_filter, minimum_filter
 
+    rim = 2 * round(RIM * camera.width) + 1
+    matte = cv2.erode(matte, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (rim, rim)), borderValue=255)
     faces, label = model.faces, labels(model)
     pose = camera.world_to_camera[0]
     local = posed @ pose[:3, :3].T + pose[:3, 3]
@@ -206,11 +210,13 @@ def fill_vertices(model: MorphableModel, vertices: np.ndarray, texels: Texels, c
     out, done = mean.copy(), known.copy()
     kinds = {name: model.regions[name] for name in PARTS if name in model.regions}
     kinds["skin"] = ~np.any(list(kinds.values()), 0) if kinds else np.ones(V, bool)
+    lit = known & kinds["skin"]
+    light = float(np.median(mean[lit].mean(1)) / np.mean(SKIN)) if lit.any() else 1.0
     for name, mask in kinds.items():
         rows = np.flatnonzero(mask & ~known)
         source = _typical(model, name, vertices, np.flatnonzero(mask & known))
         if len(source) < 0.02 * mask.sum():
-            out[rows] = PARTS.get(name, mean[known].mean(0) if known.any() else SKIN)
+            out[rows] = np.multiply(PARTS.get(name, SKIN), light)
         else:
             from scipy.spatial import cKDTree
 

@@ -191,3 +191,13 @@ def _strongest(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pad = ((0, 0), (0, 4 - order.shape[1]))
     order, best = np.pad(order, pad), np.pad(best, pad)
     return np.where(best > 0, order, 0), best / best.sum(1, keepdims=True)
+
+
+def quaternions(matrix: np.ndarray) -> np.ndarray:
+    """Rotation matrices (T,J,3,3) → quaternions (T,J,4) x, y, z, w whose sign never flips from one frame to the next."""
+    from scipy.spatial.transform import Rotation
+
+    out = Rotation.from_matrix(matrix.reshape(-1, 3, 3)).as_quat().reshape(matrix.shape[:2] + (4,))
+    flips = np.cumprod(np.where((out[1:] * out[:-1]).sum(-1) < 0, -1, 1), 0)
+    out[1:] *= flips[..., None]
+    return out

@@ -25,7 +25,7 @@ import numpy as np
 
 from render.files import InputError, StageError, atomic_path
 from thnerf.export.options import ExportOptions, Imported
-from thnerf.export.rig import Rig, make_rig
+from thnerf.export.rig import Rig, make_rig, quaternions
 from thnerf.export.scene import Scene
 from thnerf.export.skin import scene_texture
 
@@ -305,14 +305,4 @@ def _paths(rig: Rig) -> list[str]:
     out: list[str] = []
     for name, parent in zip(rig.joints, rig.parents):
         out.append((out[parent] + "/" if parent >= 0 else "") + identifier(name))
-    return out
-
-
-def quaternions(matrix: np.ndarray) -> np.ndarray:
-    """Rotation matrices (T,J,3,3) → quaternions (T,J,4) x, y, z, w whose sign never flips from one frame to the next."""
-    from scipy.spatial.transform import Rotation
-
-    out = Rotation.from_matrix(matrix.reshape(-1, 3, 3)).as_quat().reshape(matrix.shape[:2] + (4,))
-    flips = np.cumprod(np.where((out[1:] * out[:-1]).sum(-1) < 0, -1, 1), 0)
-    out[1:] *= flips[..., None]
     return out
