@@ -343,8 +343,6 @@ def _solve(work: _Work) -> None:
     from recon.model import load_model
     from recon.solve import solve
     from recon.torso import track_torso
-    from render.video import load_video
-
     config, record = work.config, work.record()
     starts, frames = record["video"]["starts"], record["video"]["frames"]
     with np.load(work.folder / "landmarks.npz") as data:
@@ -353,12 +351,12 @@ def _solve(work: _Work) -> None:
     _say(f"solving shape, camera, pose and expression of {frames} frames")
     track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report)
     error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
-    pictures, mattes = load_video(work.folder / "video.mp4"), load_video(work.folder / "matte.mp4", grey=True)
     _say("tracking the shoulders and the background")
     train = _train_frames(starts, frames, valid)
-    torso = track_torso(pictures, mattes, report["projected"][..., 1].max(1), starts, train)
     seen = train[:: max(1, len(train) // 200)]
-    _write_picture(work.folder / "background.png", background_plate(pictures[seen], mattes[seen]))
+    pairs = _Watched(read_frames(work.folder / "video.mp4"), seen), _Watched(read_frames(work.folder / "matte.mp4", grey=True), seen)
+    torso = track_torso(pairs[0].stream, pairs[1].stream, report["projected"][..., 1].max(1), starts, train, fps=config.fps)
+    _write_picture(work.folder / "background.png", background_plate(np.stack(pairs[0].kept), np.stack(pairs[1].kept)))
     track = track.replace(torso=torso, meta={**track.meta, "detector": config.detector})
     track.save(work.folder / "track.npz")
     detect, matte = record["landmarks"]["seconds"], record["video"]["seconds"]
@@ -372,6 +370,20 @@ def _solve(work: _Work) -> None:
     with atomic_path(work.folder / "fit_curves.npz") as temporary:
         np.savez(temporary, error=error.astype(np.float32), lags=np.array(curve[0]), score=np.array(curve[1]))
     work.note("track", error=np.nan_to_num(error).round(3).tolist())
+
+
+class _Watched:
+    """A stream of frames that passes through and leaves copies of those at `wanted` in `kept`, in order: memory does not grow with the clip."""
+
+    def __init__(self, frames: Iterable[np.ndarray], wanted: np.ndarray) -> None:
+        self.kept: list[np.ndarray] = []
+        self.stream = self._pass(frames, set(wanted.tolist()))
+
+    def _pass(self, frames: Iterable[np.ndarray], wanted: set[int]) -> Iterator[np.ndarray]:
+        for index, frame in enumerate(frames):
+            if index in wanted:
+                self.kept.append(frame.copy())
+            yield frame
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:

@@ -11,7 +11,8 @@ from recon.assets import asset
 from recon.landmarks import quiet_native_log, without_del
 
 PLATE_FRAMES = 160  # frames looked at for the plate; more change nothing visible
-_BACKGROUND = 0.25  # a matte below this is background
+_BACKGROUND, _EMPTY = 0.25, 0.02  # a matte below the first is background where nothing of the person is near, below the second anywhere
+_CLEAR, _CLOSE = 0.02, 0.008  # distances to the person, shares of the width
 
 
 class Matter:
@@ -149,22 +150,24 @@ def background_plate(frames: np.ndarray, mattes: np.ndarray) -> np.ndarray:
     stood the plate is continued smoothly from its known surroundings, without a ghost of the person.
     """
     pick = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PLATE_FRAMES)).astype(int))
-    free = np.stack([_clear_of_person(mattes[i]) for i in pick])
-    count = free.sum(0)
-    plate = np.zeros(frames.shape[1:], np.float32)
-    for row in range(frames.shape[1]):  # a row at a time keeps the masked float copy small
-        values = frames[pick, row].astype(np.float32)
-        values[~free[:, row]] = np.nan
-        seen = count[row] > 0
-        if seen.any():
-            plate[row, seen] = np.nanmedian(values[:, seen], axis=0)
-    known = _often_enough(count, len(pick))
+    plate, known = np.zeros(frames.shape[1:], np.float32), np.zeros(frames.shape[1:3], bool)
+    # Well clear of the person first; a speaker who hardly moves never frees the rest of the rim, where close by is better than a guess.
+    for margin, threshold in ((_CLEAR, _BACKGROUND), (_CLOSE, _EMPTY)):
+        free = np.stack([_clear_of_person(mattes[i], margin, threshold) for i in pick])
+        count = free.sum(0)
+        new = _often_enough(count, len(pick)) & ~known
+        for row in np.flatnonzero(new.any(1)):  # a row at a time keeps the masked float copy small
+            at = np.flatnonzero(new[row])
+            values, seen = frames[pick, row][:, at].astype(np.float32), free[:, row][:, at, None]
+            plate[row, at] = np.nanmedian(np.where(seen, values, np.nan), axis=0)
+        known |= new
     return np.clip(np.round(fill_smoothly(plate, known)), 0, 255).astype(np.uint8)
 
 
 def seen_background(mattes: np.ndarray) -> np.ndarray:
     """Where (H,W) bool the background was seen in enough of the mattes (T,H,W) uint8 for a plate; elsewhere a plate is a guess."""
-    return _often_enough(np.sum([_clear_of_person(m) for m in mattes], axis=0), len(mattes))
+    return np.logical_or.reduce([_often_enough(np.sum([_clear_of_person(m, *kind) for m in mattes], axis=0), len(mattes))
+                                 for kind in ((_CLEAR, _BACKGROUND), (_CLOSE, _EMPTY))])
 
 
 def _often_enough(count: np.ndarray, frames: int) -> np.ndarray:
@@ -172,12 +175,12 @@ def _often_enough(count: np.ndarray, frames: int) -> np.ndarray:
     return count >= max(2, 0.03 * frames) if frames > 2 else count > 0
 
 
-def _clear_of_person(matte: np.ndarray) -> np.ndarray:
-    """Where (H,W) bool neither the pixel nor anything within about 2 % of the width belongs to the person."""
+def _clear_of_person(matte: np.ndarray, margin: float, threshold: float) -> np.ndarray:
+    """Where (H,W) bool neither the pixel nor anything within `margin` of the width has a matte of `threshold` or more."""
     import cv2
 
-    reach = max(1, round(0.02 * matte.shape[1]))
-    return cv2.dilate(matte, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) < 255 * _BACKGROUND
+    reach = max(1, round(margin * matte.shape[1]))
+    return cv2.dilate(matte, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) < 255 * threshold
 
 
 def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Iterable, Sequence
 
 import numpy as np
+
+from recon.smooth import whittaker
 
 SIMILARITY = 4  # tx, ty (fractions of the width), log-scale, angle (rad)
 _SIDE = 128  # px, resolution at which the flow is computed
 _GRID = 4  # px between the points that the motion is fitted to
+SMOOTHING = 1.5
+"""Strength of the smoothing of the coefficients (`recon.smooth.whittaker` at 25 fps): what moves at 4 Hz keeps two fifths, at 2 Hz nine tenths."""
 
 
-def track_torso(frames: np.ndarray, mattes: np.ndarray, chin_y: np.ndarray, clip_starts: Sequence[int] = (0,),
-                train: np.ndarray | None = None, modes: int = 4) -> np.ndarray:
+def track_torso(frames: Iterable[np.ndarray], mattes: Iterable[np.ndarray], chin_y: np.ndarray, clip_starts: Sequence[int] = (0,),
+                train: np.ndarray | None = None, modes: int = 4, fps: float = 25.0) -> np.ndarray:
     """Motion of the torso against a reference frame, (T, 4 + modes) float32.
 
-    frames (T,H,W,3) and mattes (T,H,W) uint8; chin_y (T,) px. Columns: tx, ty (fractions of the width, of the
-    torso's centre), log-scale, angle (rad), then principal modes of what a similarity leaves, scaled to unit
+    frames (T,H,W,3) and mattes (T,H,W) uint8, arrays or streams (only small grey copies are kept); chin_y (T,) px. Columns: tx, ty
+    (fractions of the width, of the torso's centre), log-scale, angle (rad), then principal modes of what a similarity leaves, scaled to unit
     deviation. Every frame is registered to the same reference (dense inverse search, Kroeger et al. 2016), so
     nothing drifts; a frame in which too little of the torso is seen gets its neighbours' values, and a subject
-    whose torso never shows gets zeros. train: frames whose statistics define reference and modes (default all).
+    whose torso never shows gets zeros. What is left of the registration's noise is smoothed without lag: shoulders move
+    slowly, and their outline before the background trembles with the least of it. train: frames whose statistics define reference and modes (default all).
     """
     import cv2
 
-    count = len(frames)
+    count = len(chin_y)
     train = np.arange(count) if train is None else np.asarray(train)
     out = np.zeros((count, SIMILARITY + modes), np.float32)
     if not len(train):
         return out
-    small = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for f in frames]
-    scale = _SIDE / frames.shape[2]
-    reference, mask = _reference(mattes, chin_y, train, scale)
+    small, people, scale = [], [], 1.0
+    for frame, matte in zip(frames, mattes, strict=True):
+        small.append(cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
+        people.append(cv2.resize(matte, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA))
+        scale = _SIDE / frame.shape[1]
+    reference, mask = _reference(people, chin_y, train, scale)
     points = np.argwhere(mask[::_GRID, ::_GRID])[:, ::-1].astype(np.float64) * _GRID
     if len(points) < 20:
         return out
     texture = _texture(small[reference], points)
-    flow, weight = _register(small, reference, points, mattes, chin_y * scale, texture)
+    flow, weight = _register(small, reference, points, people, chin_y * scale, texture)
     good = weight.sum(1) > 0.25 * texture.sum()
     if not good.any():
         return out
     similarity, residual = _fit_similarity(points, flow, weight)
     out[:, :SIMILARITY] = similarity / np.array([_SIDE, _SIDE, 1, 1])
     out[:, SIMILARITY:] = _low_rank(residual * np.sqrt(texture)[None, :, None], np.intersect1d(train, np.flatnonzero(good)), modes)
-    return _fill(out, good, clip_starts).astype(np.float32)
+    return _fill(out, good, clip_starts, SMOOTHING * (fps / 25) ** 4).astype(np.float32)
 
 
-def _reference(mattes: np.ndarray, chin_y: np.ndarray, train: np.ndarray, scale: float) -> tuple[int, np.ndarray]:
+def _reference(people: list[np.ndarray], chin_y: np.ndarray, train: np.ndarray, scale: float) -> tuple[int, np.ndarray]:
     """The training frame with the median chin height, and the torso pixels (side, side) bool that most frames show."""
-    import cv2
-
     reference = int(train[np.argsort(chin_y[train])[len(train) // 2]])
     sample = train[np.unique(np.linspace(0, len(train) - 1, 60).astype(int))]
-    share = np.mean([cv2.resize(mattes[i], (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) > 200 for i in sample], axis=0)
+    share = np.mean([people[i] > 200 for i in sample], axis=0)
     mask = share > 0.9
     below = np.quantile(chin_y[train], 0.95) * scale + 0.04 * _SIDE  # clear of the chin at its lowest
     mask[: min(_SIDE, int(np.ceil(below)))] = False
@@ -66,7 +72,7 @@ def _texture(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.clip(strength / (np.quantile(strength, 0.9) + 1e-12), 0.02, 1)
 
 
-def _register(small: list[np.ndarray], reference: int, points: np.ndarray, mattes: np.ndarray, chin: np.ndarray,
+def _register(small: list[np.ndarray], reference: int, points: np.ndarray, people: list[np.ndarray], chin: np.ndarray,
               texture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flow (T,N,2) px of the reference's points in every frame, and their weights (T,N)."""
     import cv2
@@ -83,7 +89,7 @@ def _register(small: list[np.ndarray], reference: int, points: np.ndarray, matte
         target = points + flow[t]
         inside = (target > 0).all(1) & (target < _SIDE - 1).all(1)
         x, y = np.clip(target[:, 0], 0, _SIDE - 1).astype(int), np.clip(target[:, 1], 0, _SIDE - 1).astype(int)
-        person = cv2.resize(mattes[t], (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)[y, x] > 127
+        person = people[t][y, x] > 127
         alike = np.exp(-((image[y, x].astype(float) - anchor[iy, ix]) / 40.0) ** 2)
         weight[t] = texture * inside * person * alike * (target[:, 1] > chin[t])
     return flow, weight
@@ -122,8 +128,8 @@ def _low_rank(residual: np.ndarray, train: np.ndarray, modes: int) -> np.ndarray
     return out
 
 
-def _fill(values: np.ndarray, good: np.ndarray, clip_starts: Sequence[int]) -> np.ndarray:
-    """Interpolate bad frames within their clip and take out single-frame noise with a (1,2,1)/4 kernel."""
+def _fill(values: np.ndarray, good: np.ndarray, clip_starts: Sequence[int], strength: float) -> np.ndarray:
+    """Interpolate bad frames within their clip and smooth; a clip without a good frame gets zeros."""
     bounds = [*clip_starts, len(values)]
     for a, b in zip(bounds, bounds[1:]):
         seen = np.flatnonzero(good[a:b])
@@ -132,6 +138,4 @@ def _fill(values: np.ndarray, good: np.ndarray, clip_starts: Sequence[int]) -> n
             continue
         for column in range(values.shape[1]):
             values[a:b, column] = np.interp(np.arange(b - a), seen, values[a:b, column][seen])
-        padded = np.pad(values[a:b], ((1, 1), (0, 0)), mode="edge")
-        values[a:b] = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return values
+    return whittaker(values, strength, clip_starts)

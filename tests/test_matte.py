@@ -26,6 +26,19 @@ def test_the_plate_is_the_scene_wherever_it_was_seen_and_smooth_elsewhere():
     assert (np.abs(found - 250).max(-1) > 20).all(), "the person left a ghost"
 
 
+def test_the_plate_reaches_up_to_a_person_who_never_moves():
+    rng = np.random.default_rng(0)
+    plate = rng.integers(0, 255, (128, 128, 3)).astype(np.uint8)
+    matte = np.zeros((128, 128), np.uint8)
+    matte[40:, 40:90] = 255
+    frame = np.where(matte[..., None] > 0, 250, plate).astype(np.uint8)
+    found = background_plate(np.repeat(frame[None], 20, 0), np.repeat(matte[None], 20, 0))
+    rim = np.zeros((128, 128), bool)
+    rim[37:, 37:93] = True  # further in only a guess is left
+    assert np.array_equal(found[~rim], plate[~rim]) and not np.array_equal(found[rim], frame[rim])
+    assert np.array_equal(seen_background(np.repeat(matte[None], 20, 0))[:38], np.ones((38, 128), bool))
+
+
 def test_filling_keeps_known_pixels_and_stays_within_their_range():
     image = np.zeros((16, 16, 3), np.float32)
     image[:, :8] = 100
