@@ -22,6 +22,8 @@ def load(path: str, fps: float) -> None:
     scene.render.fps_base = scene.render.fps / fps
     if path.lower().endswith((".glb", ".gltf")):
         bpy.ops.import_scene.gltf(filepath=path)
+    elif path.lower().endswith(".fbx"):
+        bpy.ops.import_scene.fbx(filepath=path, anim_offset=0.0)
     else:
         bpy.ops.wm.usd_import(filepath=path, set_frame_range=True)
     if abs(scene.render.fps / scene.render.fps_base - fps) > 1e-6:

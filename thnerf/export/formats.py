@@ -37,6 +37,7 @@ FORMATS: dict[str, Format] = {
     "bvh": Format("bvh", (".bvh",), True, "head and eyes as a skeleton"),
     "usd": Format("usd", (".usd", ".usdc", ".usda", ".usdz"), True, "USD: textured head, UsdSkel blend shapes and joints, camera, sound"),
     "glb": Format("gltf", (".glb", ".gltf"), True, "glTF: textured head, morph targets, skeleton, camera"),
+    "fbx": Format("fbx", (".fbx",), False, "FBX, through Blender where it is installed"),
     "npz": Format("npz", (".npz",), True, "a Track"),
 }
 """What `thnerf export --to` and `thnerf import` know."""
