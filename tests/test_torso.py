@@ -2,6 +2,7 @@
 
 import torch
 
+from thnerf.config import TorsoConfig
 from thnerf.encodings import BlendedTables, HashGridLayout
 from thnerf.torso import MARGIN, TorsoField
 
@@ -64,3 +65,10 @@ def test_learns_a_moving_pattern_and_renders_it_at_an_unseen_shift() -> None:
         image = render(uv, c, tables.blend(none))
     moved, still = truth(uv, torch.tensor([0.024, -0.007])), truth(uv, torch.zeros(2))
     assert (image - moved).square().mean() < 0.3 * (image - still).square().mean()
+
+
+def test_larger_pictures_get_a_finer_grid() -> None:
+    plain = TorsoConfig()
+    assert plain.for_picture(256) == plain == plain.for_picture(200)
+    large = plain.for_picture(512)
+    assert large.finest_resolution == 2 * plain.finest_resolution and large.log2_entries == plain.log2_entries + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,18 @@ class TorsoConfig:
     levels: int = 8
     """Levels of the 2D hash grid."""
     log2_entries: int = 16
-    """At most 2^this entries a level."""
+    """At most 2^this entries a level; larger pictures get more (see finest_resolution)."""
     base_resolution: int = 8
     """Grid points of the coarsest level along an axis."""
     finest_resolution: int = 320
-    """Grid points of the finest level."""
+    """Grid points of the finest level for a picture of 256 px; larger pictures get more in proportion, so that cloth stays as sharp."""
     width: int = 32
     """Hidden width of both networks (a multiple of 4)."""
+
+    def for_picture(self, side: int) -> "TorsoConfig":
+        """The settings for pictures whose longer side is `side` px."""
+        scale = max(1.0, side / 256)
+        return dataclasses.replace(self, finest_resolution=round(self.finest_resolution * scale), log2_entries=self.log2_entries + math.ceil(2 * math.log2(scale)))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ PRIOR = 3.0
 """Logarithm of the density inside (+) and outside (−) of the mesh."""
 FADE = 24.0
 """What the prior loses at the border of the shell: e^−24 is less than any density that the networks could make visible."""
-SKIN_MM, HAIR_MM, LOOSE_MM = 15.0, 32.0, 62.0
+SKIN_MM, HAIR_MM, LOOSE_MM = 16.0, 34.0, 62.0
 """Reach of the shell around the mesh; above the eyes; and beside the visible head as far as the mattes show a person there."""
-_MARGIN = 2  # cells around what the mattes show
+_MARGIN = 3  # cells around what the mattes show; the outermost fade
 
 
 def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y: float, cells: int, step_mm: float,
@@ -59,16 +59,17 @@ def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y:
         share = np.zeros(shell.shape, np.float32)
         asked = shell | loose
         share[asked] = person(np.stack(np.meshgrid(*axes, indexing="ij"), -1)[asked])
-        shell = (shell | dilate(loose & (share > 0.3), 1)) & dilate(share > 0.1, _MARGIN)
+        shell = (shell | dilate(loose & (share > 0.3), _MARGIN)) & dilate(share > 0.05, _MARGIN)
     prior, front = _front_prior(surface[0])
-    # Nothing behind the visible side is ever seen: keep a few cells behind the front of each column and its neighbours.
+    # Nothing behind the visible side is ever seen: keep a few cells behind the front of each column and its neighbours; but under the jaw, where
+    # the view goes past the front, all.
     for _ in range(2):
         front = np.minimum.reduce([_shift(front, i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
     head = axes[1][:, None] > _under_jaw(jaws, axes[2]) - 0.1 * face_height
     shell &= head
     prior -= FADE * (1 - _inside(shell | (prior > 0) & head))  # what lies deeper than the shell is no border of it
     z = np.arange(cells)
-    shell &= (z > front[:, :, None] - 4) | (front[:, :, None] >= cells)
+    shell &= (z > front[:, :, None] - 4) | (front[:, :, None] >= cells) | (axes[1] < chin_y + 0.25 * face_height)[:, None]
     return Volume(lower, upper, shell, step_mm, density_unit=UNIT_MM), np.ascontiguousarray(prior, np.float32)
 
 
@@ -78,7 +79,7 @@ def _inside(shell: np.ndarray) -> np.ndarray:
 
     # Cells at the faces of the box end there, too.
     soft = gaussian_filter(shell.astype(np.float32), 1.0, mode="constant")
-    x = np.clip((soft - 0.7) / 0.25, 0, 1)  # a cell at a flat border has 0.69, the next one 0.93
+    x = np.clip((soft - 0.6) / 0.35, 0, 1)  # a cell at a flat border has 0.69, the next one 0.93
     return x * x * (3 - 2 * x)
 
 

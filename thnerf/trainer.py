@@ -170,7 +170,8 @@ def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -
     points = model.points(meshes, "ibug68")
     volume, prior = head_volume(meshes, model.faces, points[:, :17], float(points[0, 36:48, 1].mean()), config.head.occupancy, config.head.step_mm,
                                 lambda x: person_share(data, x))
-    avatar = Avatar(config.head, config.torso, data.condition, volume, prior, data.upper_neck_row, config.seed, config.encoding, choose_device(config.device))
+    torso = config.torso.for_picture(max(data.track.camera.width, data.track.camera.height))
+    avatar = Avatar(config.head, torso, data.condition, volume, prior, data.upper_neck_row, config.seed, config.encoding, choose_device(config.device))
     return Trainer(data, avatar, config)
 
 
