@@ -16,7 +16,7 @@ from recon.overlay import posed_vertices
 from recon.subject import Subject, make_split, write_subject
 from render.encode import VideoWriter
 from render.rotations import angle_between, axis_angle_to_matrix, matrix_to_axis_angle
-from tests.test_export_usd import make_track
+from test_export_usd import make_track
 from thnerf.export import gltf, usd
 from thnerf.export.importer import import_track
 from thnerf.export.options import ExportOptions

@@ -11,7 +11,7 @@ import pytest
 
 from recon.model import load_model
 from render.files import InputError, StageError
-from tests.test_export_usd import make_track
+from test_export_usd import make_track
 from thnerf.export import fbx
 from thnerf.export.options import ExportOptions
 from thnerf.export.scene import Scene

@@ -15,7 +15,7 @@ from recon.model import load_model
 from recon.overlay import posed_vertices
 from render.files import InputError
 from render.rotations import angle_between, axis_angle_to_matrix, matrix_to_axis_angle
-from tests.test_export_usd import make_track
+from test_export_usd import make_track
 from thnerf.export import gltf
 from thnerf.export.options import ExportOptions
 from thnerf.export.scene import Scene

@@ -182,7 +182,7 @@ def test_baking_writes_every_vertex_of_every_frame(scene, usd, tmp_path):
 def test_a_model_with_joints_is_posed_by_its_skeleton(usd, tmp_path):
     """Jaw and neck turn by their angles, exactly, where the model has no pose correctives."""
     from recon.joints import Joints
-    from tests.synthetic import toy_model
+    from synthetic import toy_model
     import dataclasses
 
     toy, rng = toy_model(), np.random.default_rng(0)
