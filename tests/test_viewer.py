@@ -271,6 +271,11 @@ def test_views_draw_what_they_say(toy):
     s.edits = [Edit(number(s, "head yaw"), 12.0)]
     for view in ("mesh on footage", "field", "mesh in 3D"):
         assert np.abs(pictures.draw(view, s.snapshot(12), 12, toy.track.camera.at(slice(12, 13))).astype(float) - drawn[view]).mean() > 0.5, view
+    from recon.overlay import posed_vertices
+
+    other = s.snapshot(12).replace(shape=np.full(1, 2.0))
+    for part in (other, s.snapshot(12)):
+        np.testing.assert_allclose(pictures._posed(part), posed_vertices(toy.model, part, 0), atol=1e-3)
     untrained = viewer.Pictures(toy)
     assert untrained.views(s.track) == ("footage", "mesh on footage", "mesh in 3D")
     with pytest.raises(InputError, match="no view"):
@@ -287,6 +292,18 @@ def test_the_browser_camera_at_the_fitted_place_is_the_fitted_camera():
     moved = viewer.orbit_camera(R, np.array([0.1, -0.2, 0.3]), 0.5, 1.5, 100)
     ahead = (np.array([100, -200, 300]) + 700 * R[:, 2])[None, None]
     np.testing.assert_allclose(moved.project(ahead)[0, 0], [75, 50], atol=1e-6)
+
+
+def test_eyes_turn_with_the_identity_added_up_once():
+    from types import SimpleNamespace
+
+    from recon.overlay import posed_vertices
+
+    model = load_model()
+    rng = np.random.default_rng(0)
+    part = make_track(1, model.expression_names).replace(model_id=model.model_id, shape=rng.normal(size=40), gaze=rng.uniform(-0.4, 0.4, (1, 2, 2)))
+    subject = SimpleNamespace(model=model, video_path=None, track=part)
+    np.testing.assert_allclose(viewer.Pictures(subject)._posed(part), posed_vertices(model, part, 0), atol=2e-3)
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 1.3333, 2.7])

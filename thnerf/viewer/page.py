@@ -14,7 +14,7 @@ import time
 from collections import deque
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Coroutine
 
 import numpy as np
 
@@ -27,18 +27,27 @@ from thnerf.viewer.widgets import Curves, Sound, assign
 
 FOLLOW, AROUND, WHOLE = "follow the track", "edit around this frame", "edit the whole track"
 UPLOAD_LIMIT = 256 * 2**20
+HELD = 0.7
+"""Seconds for which a slider that a user moved is left alone."""
+TIMELINE = -1
 
 
 class Page:
-    """Everything on the page. server: a viser server. folder: where the page's buttons write. audio: its sound, if any. Raises InputError for sound that cannot be read."""
+    """Everything on the page. server: a viser server. folder: where the page's buttons write. audio: the track's sound, if any.
+
+    Raises InputError for sound that cannot be read.
+    """
 
     def __init__(self, server: Any, session: Session, pictures: Pictures, audio: Path | None, folder: Path) -> None:
         self.server, self.session, self.pictures, self.audio, self.folder = server, session, pictures, audio, folder
+        self._heard_seconds = len(session.track) / session.track.fps  # what the sound goes with
         self.stopped = threading.Event()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._touched: dict[int, float] = {}
         self._drawn: deque[float] = deque(maxlen=40)
         self._aspects: dict[int, float] = {}
+        self._refreshed = 0.0
+        self._shown: tuple[int, int] | None = None
         self._build()
 
     # --- widgets
@@ -68,7 +77,7 @@ class Page:
         self.play = gui.add_button("Play", hint="space bar")
         self.play.on_click(lambda _: self._toggle())
         self.time = gui.add_slider("Frame", 0, max(1, len(self.session.track) - 1), 1, 0)
-        self.time.on_update(self._if_user(lambda: self._seek(int(self.time.value))))
+        self.time.on_update(self._if_user(self._scrub))
         self.status = gui.add_markdown("")
         self.loop = gui.add_checkbox("Loop", True)
         self.loop.on_update(lambda _: setattr(self.session, "loop", self.loop.value))
@@ -128,9 +137,14 @@ class Page:
         load.on_upload(lambda event: self._do(event, lambda: self._load(load.value)))
 
     @staticmethod
-    def _if_user(act: Callable[[], None]) -> Callable[[Any], None]:
-        """A callback that ignores changes that the page itself made."""
-        return lambda event: act() if event.client is not None else None
+    def _if_user(act: Callable[[], None]) -> Callable[[Any], Coroutine[Any, Any, None]]:
+        """A callback that ignores changes that the page itself made. It runs where the message arrives, before anything else can set the widget."""
+
+        async def changed(event: Any) -> None:
+            if event.client is not None:
+                act()
+
+        return changed
 
     # --- what widgets do
 
@@ -141,6 +155,10 @@ class Page:
     def _seek(self, frame: int) -> None:
         self.session.seek(frame)
         self.sound.tell()
+
+    def _scrub(self) -> None:
+        self._touched[TIMELINE] = time.monotonic()
+        self._seek(int(self.time.value))
 
     def _step(self, by: int) -> None:
         self.session.pause()
@@ -183,8 +201,9 @@ class Page:
         name = name.strip()
         if not re.fullmatch(r"\w[\w .+-]{0,79}", name):
             raise InputError(f"a name has letters, digits, spaces, dots, plus and minus, and no folder, unlike {name!r}")
-        path, subject = self.folder / f"{name}{FORMATS[kind].suffixes[0]}", self.pictures.subject
-        export_scene(Scene(self.session.result(), name, subject.model, self.audio, subject), path, kind)
+        path, subject, track = self.folder / f"{name}{FORMATS[kind].suffixes[0]}", self.pictures.subject, self.session.result()
+        audio = self.audio if len(track) / track.fps == self._heard_seconds else None
+        export_scene(Scene(track, name, subject.model, audio, subject), path, kind)
         if client is not None:
             client.send_file_download(path.name, path.read_bytes())
         return f"{path} has {len(self.session.track)} frames and {len(self.session.edits)} edits"
@@ -204,6 +223,7 @@ class Page:
         self.session.open(track)
         self.time.max = max(1, len(track) - 1)
         self.view.options = self.pictures.views(track)
+        self.sound.allow(len(track) / track.fps == self._heard_seconds)
         return " ".join([f"{upload.name}: {len(track)} frames at {track.fps:g} per second.", *notes])
 
     @staticmethod
@@ -281,17 +301,22 @@ class Page:
         return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
 
     def _refresh(self, final: bool) -> None:
-        """Bring the widgets up to date: at once when nothing moves, else a few times a second."""
+        """Bring the widgets up to date: a few times a second while something moves, once when it has stopped. At rest nothing is set that a user may
+        be about to change."""
         now, session = time.monotonic(), self.session
-        if not final and now - getattr(self, "_refreshed", 0.0) < 0.2:
-            return
-        self._refreshed = now
         frame = session.frame
+        state = (session.version, frame)
+        if state == self._shown or (not final and now - self._refreshed < 0.2):
+            return
+        self._refreshed, self._shown = now, state
         assign(self.play, "label", "Pause" if session.playing else "Play")
-        if now - self._touched.get(-1, 0.0) > 0.3:
+        held = {number for number, when in self._touched.items() if now - when < HELD}
+        if held:
+            self._shown = None  # whoever drags a slider knows its value: look again later
+        if TIMELINE not in held:
             assign(self.time, "value", frame)
         for number, (slider, value) in enumerate(zip(self.sliders, session.values(frame))):
-            if now - self._touched.get(number, 0.0) > 0.7:
+            if number not in held:
                 assign(slider, "value", round(float(min(max(value, slider.min), slider.max)) / slider.step) * slider.step)
         fps = session.track.fps
         valid = "" if session.track.valid[frame] else ", no face found in the footage here"

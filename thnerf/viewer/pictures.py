@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
 
+from recon.model import MorphableModel
 from recon.subject import Subject
 from recon.track import Track
 from render.camera import Camera
@@ -72,6 +74,7 @@ class Pictures:
         self.subject, self.model, self.renderer = subject, subject.model, renderer
         self.footage = Footage(subject)
         self._colours: np.ndarray | None = None
+        self._person: tuple[bytes, MorphableModel] | None = None
         self._whole, self._carved = (renderer.avatar.volume if renderer is not None else None), None
 
     def views(self, track: Track) -> tuple[str, ...]:
@@ -89,7 +92,7 @@ class Pictures:
         if view == "footage":
             return self.footage.frame(index)
         if view == "mesh on footage":
-            return self._mesh(part, self.footage.frame(index), part.camera, 0.55)
+            return self._mesh(part, self.footage.frame(index))
         if view == "side by side":
             return np.hstack([self.footage.frame(index), self.draw("mesh on footage", part, index), self.draw("field", part, index)])
         if view == "mesh in 3D" and camera is not None:
@@ -98,10 +101,23 @@ class Pictures:
             return self._field(part, camera if view == "field in 3D" else None)
         raise InputError(f"there is no view {view!r}; choose one of {', '.join(VIEWS)}")
 
-    def _mesh(self, part: Track, picture: np.ndarray, camera: Camera, strength: float) -> np.ndarray:
-        from recon.overlay import draw_mesh, posed_vertices
+    def _posed(self, part: Track) -> np.ndarray:
+        """`posed_vertices` with the identity added up once: it is most of the work."""
+        from recon.overlay import posed_vertices
 
-        return draw_mesh(picture, posed_vertices(self.model, part, 0), self.model, part.replace(camera=camera), 0, strength)
+        model = self.model
+        if model.joints is not None:  # their place depends on the identity
+            return posed_vertices(model, part, 0)
+        if self._person is None or self._person[0] != part.shape.tobytes():
+            head = model.vertices(part.shape, np.zeros(len(model.expression_basis), np.float32))
+            eyes = None if model.eye_centres is None else model.eyes(part.shape)
+            self._person = part.shape.tobytes(), replace(model, mean=head, shape_basis=model.shape_basis[:0], eye_centres=eyes)
+        return posed_vertices(self._person[1], part.replace(shape=np.zeros(0)), 0)
+
+    def _mesh(self, part: Track, picture: np.ndarray) -> np.ndarray:
+        from recon.overlay import draw_mesh
+
+        return draw_mesh(picture, self._posed(part), self.model, part, 0)
 
     def _field(self, part: Track, camera: Camera | None) -> np.ndarray:
         from render.outputs import to_uint8
@@ -117,14 +133,13 @@ class Pictures:
 
     def _coloured(self, part: Track, camera: Camera) -> np.ndarray:
         """The fitted mesh in the footage's colours, lit from the camera."""
-        from recon.overlay import posed_vertices
         from render.raster import interpolate, rasterise, vertex_normals
 
         if self._colours is None:
             from thnerf.mesh import fit_mesh
 
             self._colours = fit_mesh(self.subject).colours.astype(np.float32)
-        vertices = posed_vertices(self.model, part, 0)
+        vertices = self._posed(part)
         pose = camera.world_to_camera[0]
         seen = rasterise(vertices, self.model.faces, camera)
         facing = np.abs(vertex_normals(vertices, self.model.faces) @ pose[2, :3])

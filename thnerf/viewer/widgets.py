@@ -28,6 +28,11 @@ class Sound:
             gui.add_html(f'<audio id="thnerf-sound" preload="auto" src="{url}"></audio>')
         self.command = gui.add_html("")
 
+    def allow(self, there: bool) -> None:
+        """Whether the sound belongs to the track on show."""
+        self.heard.disabled = not (there and self.url)
+        assign(self.heard, "value", bool(there and self.url))
+
     def tell(self) -> None:
         """Say where to stand and whether to play. (HTML that a page inserts runs scripts as event handlers only, hence the broken picture.)"""
         if not self.url:
