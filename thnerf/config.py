@@ -114,6 +114,8 @@ class TrainConfig:
     """Frames whose tables are blended in one step."""
     samples_per_step: int = 48000
     """Field samples in one step; the number of rays follows from it."""
+    init: str = ""
+    """Begin with the head of another run (its folder or field.safetensors) or with a prior made of several; nothing: begin from the seed."""
     rate: float = 1e-2
     """Initial learning rate of the hash tables."""
     conditional_rate: float = 3e-3
@@ -153,6 +155,8 @@ class TrainConfig:
             if name not in allowed:
                 raise InputError(f"--{what} takes {', '.join(allowed)} on this device, not {name!r}")
             if name in ("tinycudann", "nerfacc") and importlib.util.find_spec(name) is None:
+        if self.init and not Path(self.init).exists():
+            raise InputError(f"--init {self.init} does not exist; name a run folder or the field.safetensors in it")
                 raise InputError(f"--{what} {name} needs the package {name}, which is not installed; use --{what} auto")
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")

@@ -28,6 +28,7 @@ from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
 from thnerf.dataset import TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
+from thnerf.prior import start_from
 from thnerf.shell import head_volume
 
 __all__ = ["Trainer", "load_renderer", "train"]
@@ -191,6 +192,8 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     data = load_training_set(subject, model, config.head.expression_modes, config.max_frames, config.frame_memory_mib)
     state = folder / "state.safetensors"
     trainer = Trainer.resume(data, config, state) if state.exists() else new_trainer(data, model, config)
+    if config.init and not state.exists():
+        start_from(trainer.avatar, Path(config.init), data.track, data.index)
     if state.exists():
         print(f"resuming {config.run!r} at step {trainer.steps} ({trainer.elapsed:.0f} s)", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
