@@ -108,14 +108,14 @@ class TrainConfig:
     """Hash encoding backend: reference, numba, triton or tinycudann; auto is numba on the CPU and Triton on CUDA."""
     marching: str = "auto"
     """Ray marching backend: numba, triton or nerfacc; auto is numba on the CPU and Triton on CUDA."""
+    init: str = ""
+    """Begin with the head of another run (its folder or field.safetensors) or with a prior made of several; nothing: begin from the seed."""
     seed: int = 0
     """Seed of initial values and ray sampling."""
     frames_per_step: int = 2
     """Frames whose tables are blended in one step."""
     samples_per_step: int = 48000
     """Field samples in one step; the number of rays follows from it."""
-    init: str = ""
-    """Begin with the head of another run (its folder or field.safetensors) or with a prior made of several; nothing: begin from the seed."""
     rate: float = 1e-2
     """Initial learning rate of the hash tables."""
     conditional_rate: float = 3e-3
@@ -149,14 +149,14 @@ class TrainConfig:
             raise InputError(f"--minutes must lie between 0.05 and 100000, not {self.minutes}")
         if self.steps is not None and self.steps < 1:
             raise InputError(f"--steps must be at least 1, not {self.steps}")
+        if self.init and not Path(self.init).exists():
+            raise InputError(f"--init {self.init} does not exist; name a run folder or the field.safetensors in it")
         cuda = choose_device(self.device).type == "cuda"
         for what, name, on_cuda in (("encoding", self.encoding, ("reference", "triton", "tinycudann")), ("marching", self.marching, ("triton", "nerfacc"))):
             allowed = ("auto", *on_cuda) if cuda else ("auto", "reference", "numba") if what == "encoding" else ("auto", "numba")
             if name not in allowed:
                 raise InputError(f"--{what} takes {', '.join(allowed)} on this device, not {name!r}")
             if name in ("tinycudann", "nerfacc") and importlib.util.find_spec(name) is None:
-        if self.init and not Path(self.init).exists():
-            raise InputError(f"--init {self.init} does not exist; name a run folder or the field.safetensors in it")
                 raise InputError(f"--{what} {name} needs the package {name}, which is not installed; use --{what} auto")
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")
