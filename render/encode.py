@@ -24,7 +24,7 @@ class VideoWriter:
 
     path: appears only when the block ends without an error; until then an earlier file stays.
     width, height: even px. fps: frames per second. audio: a sound file (or samples, rate) muxed as AAC, 48 kHz, cut or
-    padded to exactly the duration of the frames. crf: x264 quality, smaller is better. grey: frames are (H,W),
+    padded to exactly the duration of the frames; or anything that has the `take` and `position` of a SoundFeed. crf: x264 quality, smaller is better. grey: frames are (H,W),
     full range, exact at both ends. times (T,): when each frame is shown (s, rising from 0), where that is not at the constant rate fps.
     synthetic: mark the file as made by a trained model (IPTC digital source type, as XMP and as metadata).
     Raises InputError for odd sizes or unreadable sound, StageError when the disk is full or the encoder fails.
@@ -42,7 +42,7 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         import av
 
-        self._sound = SoundFeed(self.audio) if self.audio is not None else None
+        self._sound = None if self.audio is None else self.audio if hasattr(self.audio, "take") else SoundFeed(self.audio)
         self._atomic = atomic_path(self.path)
         temporary = self._atomic.__enter__()
         try:

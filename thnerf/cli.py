@@ -6,6 +6,7 @@ with THNERF_DEBUG=1 the traceback follows. Stages are imported when their comman
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import sys
@@ -18,10 +19,10 @@ from tyro.conf import FlagCreatePairsOff
 
 from render.files import InputError, StageError, finite
 from thnerf.commands.footage import doctor, fit, model, phantom, track
-from thnerf.commands.speech import demo, evaluate, render, train, view
+from thnerf.commands.speech import demo, evaluate, render, stream, train, view
 from thnerf.commands.tracks import export, import_motion, mesh, retarget
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, track, train, render, evaluate, view, export, mesh, phantom, model, retarget)}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, track, train, render, stream, evaluate, view, export, mesh, phantom, model, retarget)}
 COMMANDS["import"] = import_motion  # a word that no function can have for a name
 
 
@@ -35,7 +36,7 @@ def run_command(argv: list[str]) -> int:
             description="A talking head from one clip: track, train, speak, measure, export.")
     if as_json:
         print(json_module.dumps(finite(result), allow_nan=False))
-    elif argv[0] not in ("doctor", "evaluate", "track"):
+    elif argv[0] not in ("doctor", "evaluate", "stream", "track"):
         for key, value in result.items():
             if not isinstance(value, (dict, list)):
                 print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
@@ -46,6 +47,12 @@ def _one_line(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Our own warnings as a sentence on stderr; those of libraries about their internals stay unseen."""
     if issubclass(category, UserWarning):
         print(f"note: {message}", file=sys.stderr)
+
+
+def _silence_stdout() -> None:
+    """Let nothing be written to a closed pipe when the interpreter flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,8 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         code, message = 1, str(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted; the same command resumes what can be resumed"
-    except BrokenPipeError:
-        return 1
+    except BrokenPipeError:  # whoever read has seen enough
+        _silence_stdout()
+        return 0
     except Exception as error:
         code, message = 1, f"{type(error).__name__}: {error} (THNERF_DEBUG=1 shows where)"
     print("thnerf: " + " ".join(message.split()), file=sys.stderr)

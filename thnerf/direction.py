@@ -131,11 +131,13 @@ def parse_gaze(text: str) -> str | tuple[float, float] | Path:
     return math.radians(yaw), math.radians(pitch)
 
 
-def direct(track: Track, direction: Direction, home: Track | None = None, model: MorphableModel | None = None, seen: bool = False) -> Track:
+def direct(track: Track, direction: Direction, home: Track | None = None, model: MorphableModel | None = None, seen: bool = False,
+           manner: Manner | None = None, start: float = 0.0) -> Track:
     """The track as it is directed. home: the subject's own footage, from which neutral, amplitude and blinks are taken; model: its face model.
 
     Without `home` (a face that has no footage) 'source' cannot be asked for, and the track is measured itself. seen: keep the eyes within what
-    `home` shows and a little more, for a field that has learned nothing else (a note says where that changes what was asked for).
+    `home` shows and a little more, for a field that has learned nothing else (a note says where that changes what was asked for). manner: that of `home`, where it was measured
+    before. start: when the track begins, s, for timed emotions.
     Raises InputError for wishes that the face model or the files cannot meet.
     """
     offsets = direction.offsets(track.expression_names)
@@ -143,7 +145,7 @@ def direct(track: Track, direction: Direction, home: Track | None = None, model:
         return track
     if home is None and "source" in (direction.blink, direction.gaze):
         raise InputError("--blink source and --gaze source need a subject with footage; choose auto, a number or a Track")
-    manner = Manner.of(home if home is not None else track, model)
+    manner = Manner.of(home if home is not None else track, model) if manner is None else manner
     x, gaze = track.expression.astype(np.float64), track.gaze.astype(np.float64)
     x = _blinked(x, track, direction, home)
     gaze = _looking(gaze, track, direction, home, model)
@@ -158,7 +160,7 @@ def direct(track: Track, direction: Direction, home: Track | None = None, model:
         mouth = mouth_columns(track.expression_names)
         x[:, mouth] = manner.neutral[mouth] + direction.mouth_amplitude * (x[:, mouth] - manner.neutral[mouth])
         x = manner.bounded(x)
-    x = add_emotions(x, parse_emotion(direction.emotion), track.fps, manner)
+    x = add_emotions(x, parse_emotion(direction.emotion), track.fps, manner, start)
     if offsets:
         x = x.copy()
         for column, amount in offsets.items():

@@ -119,8 +119,8 @@ def read_emotions(path: str | Path) -> list[TimedEmotion]:
     return found
 
 
-def add_emotions(expression: np.ndarray, emotions: list[TimedEmotion], fps: float, manner: Manner) -> np.ndarray:
-    """ARKit weights (T,E) with emotions added, float64; without emotions, or with strength 0, exactly what came in.
+def add_emotions(expression: np.ndarray, emotions: list[TimedEmotion], fps: float, manner: Manner, start: float = 0.0) -> np.ndarray:
+    """ARKit weights (T,E) with emotions added, float64; without emotions, or with strength 0, exactly what came in. start: when the first frame is shown, s.
 
     Raises InputError when the face model has no ARKit weights.
     """
@@ -130,7 +130,7 @@ def add_emotions(expression: np.ndarray, emotions: list[TimedEmotion], fps: floa
     missing = sorted({n for e in emotions for n in EMOTIONS[e.name]} - set(manner.names))
     if "jawOpen" not in manner.names or len(missing) > 4:
         raise InputError("--emotion moves ARKit weights, which this subject's face model does not have; use --expression-offset with its own names")
-    times = (np.arange(len(x)) + 0.5) / fps
+    times = start + (np.arange(len(x)) + 0.5) / fps
     total = np.zeros_like(x)
     for emotion in emotions:
         weight = emotion.weight(times)

@@ -1,4 +1,4 @@
-"""From a subject to frames: demo, train, render, evaluate, view."""
+"""From a subject to frames: demo, train, render, stream, evaluate, view."""
 
 from __future__ import annotations
 
@@ -86,6 +86,52 @@ def render(
 
     return render_speech(Subject.open(subject), audio, out, run=shared.run, direction=direction, background=background, device=shared.device, size=size,
                          full_frame=full_frame, track=track, camera=camera, depth=depth, normals=normals, dub=dub)
+
+
+def stream(
+    subject: Positional[Path],
+    audio: Annotated[str, arg(aliases=["-a"])] = "-",
+    frames: Optional[str] = None,
+    livelink: Optional[str] = None,
+    latency: Optional[float] = None,
+    direction: Directed = Direction(),
+    shared: SharedRun = RunChoice(),
+) -> dict[str, Any]:
+    """Speak what comes in, while it comes: motion as JSON lines on stdout, one a frame; Ctrl-C or the end of the sound ends it.
+
+    Each line has time (s), expression {name: value}, rotation, translation, gaze and valid, as those of thnerf track. With --json a last line sums up.
+
+    Example: arecord -t raw -f S16_LE -r 16000 -c 1 | thnerf stream subjects/me --livelink 192.168.1.20:11111
+
+    Example: thnerf stream subjects/me --audio speech.wav --frames raw | ffplay -f rawvideo -pixel_format rgb24 -video_size 256x256 -framerate 25 -
+
+    Args:
+        subject: A trained subject folder.
+        audio: - for 16-bit little-endian mono samples at 16000 Hz on stdin, or a sound file.
+        frames: Draw the frames, too: a video or pictures, as render's --out; or raw, bare RGB24 on stdout instead of the lines.
+        livelink: HOST:PORT of Unreal's Live Link, which gets every frame over UDP.
+        latency: ms that a frame may come after the moment it shows; 173 by default. More hears further ahead and is more exact, up to what
+            the network was trained with; at least 93.
+    """
+    import sys
+
+    from recon.subject import Subject
+    from thnerf.sinks import FrameSink, LineSink, RawSink
+    from thnerf.stream import pcm_packets, sound_packets, stream_speech
+
+    opened = Subject.open(subject)
+    sinks: list[Any] = [] if frames == "raw" else [LineSink(sys.stdout)]
+    if livelink is not None:
+        from thnerf.export.livelink_udp import LiveLinkSink
+
+        sinks.append(LiveLinkSink(livelink, opened.track.fps, opened.path.resolve().name))
+    if frames is not None:
+        from thnerf.trainer import load_renderer
+
+        renderer = load_renderer(opened.run(shared.run), opened, shared.device)
+        sinks.append(RawSink(sys.stdout.buffer, renderer) if frames == "raw" else FrameSink(frames, opened, renderer))
+    packets = pcm_packets(sys.stdin.buffer) if audio == "-" else sound_packets(Path(audio))
+    return stream_speech(opened, packets, sinks, run=shared.run, direction=direction, latency=latency)
 
 
 def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:
