@@ -155,7 +155,7 @@ class Track:
         except InputError:
             raise
         except Exception as error:  # zipfile, numpy and json each raise their own kinds on damaged files
-            raise InputError(f"{path} is not a readable track ({error}); fit or export it again") from None
+            raise InputError(f"{path} is not a readable track ({str(error)[:200]}); fit or export it again") from None
 
 
 def concatenate(tracks: Sequence[Track]) -> Track:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Optional
@@ -91,7 +92,7 @@ def _check(found: Imported, path: Path) -> None:
 def _complete(found: Imported, fps: float, subject: Subject, base: Optional[Track], path: Path) -> tuple[Track, dict[str, Any]]:
     """The Track, and what the report says about names."""
     own, T = subject.track, len(found)
-    pairs, unknown = match(found.names, own.expression_names)
+    pairs, unknown = match([_by_number(name, own.expression_names) for name in found.names], own.expression_names)
     if not pairs and found.rotation is None and found.gaze is None:
         raise InputError(f"{path} has no weights that the subject's face model knows, and no head pose; it has {', '.join(found.names[:5]) or 'nothing'}")
     train = subject.frames("train")
@@ -120,6 +121,12 @@ def _complete(found: Imported, fps: float, subject: Subject, base: Optional[Trac
         fps=fps, camera=still if origin is None else origin.camera, expression=expression, rotation=rotation, translation=translation, gaze=gaze,
         torso=torso, valid=np.ones(T, bool) if origin is None else like.valid, clip_starts=(0,) if origin is None else like.clip_starts, meta={})
     return track, {"matched": len(pairs), "missing": missing, "unknown": unknown, "notes": notes}
+
+
+def _by_number(name: str, wanted: tuple[str, ...]) -> str:
+    """Maya names a blend shape's channels weight[k] where it does not use aliases; they are in the order of the face model."""
+    number = re.fullmatch(r"(?:.*\.)?(?:weight|w)\[(\d{1,6})\]", name)
+    return wanted[int(number[1])] if number and int(number[1]) < len(wanted) else name
 
 
 def _is_edit(found: Imported, own: Track, fps: float) -> bool:

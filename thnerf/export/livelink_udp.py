@@ -13,7 +13,7 @@ import struct
 import uuid
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Mapping, Sequence
+from typing import Mapping
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from recon.lines import MotionFrame
 from render.files import InputError
 from render.rotations import head_angles
 from thnerf.export.livelink import ANGLES, APP_SIGNS, BLEND_SHAPES
-from thnerf.export.options import ExportOptions
+from thnerf.export.options import ExportOptions, check_fps
 
 VERSION = 6
 PORT = 11111
@@ -104,14 +104,13 @@ def parse_target(text: str) -> tuple[str, int]:
 class LiveLinkSink:
     """Sends frames of motion to Unreal as they come; a context manager. Lost packets are lost, as with the app."""
 
-    def __init__(self, target: str, fps: float, subject: str = "thnerf", names: Sequence[str] | None = None, options: ExportOptions = ExportOptions()) -> None:
+    def __init__(self, target: str, fps: float, subject: str = "thnerf", options: ExportOptions = ExportOptions()) -> None:
         """target: HOST:PORT. fps: that the frame numbers count in. subject: name in Unreal's Live Link window.
 
-        names: the expressions that will come. Raises InputError for a bad target, an unknown host, or names without ARKit's 52.
+        Raises InputError for a bad target, an unknown host, or a frame rate that cannot be.
         """
         host, port = parse_target(target)
-        if names is not None and (missing := [n for n in UDP_SHAPES if n.lower() not in {name.lower() for name in names}]):
-            raise InputError(f"Live Link Face carries the 52 ARKit weights and this face model lacks {len(missing)} of them; use one that has them, such as the default")
+        check_fps(fps)
         try:
             family, kind, protocol, _, self.address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         except OSError as error:
@@ -123,7 +122,12 @@ class LiveLinkSink:
         self.sent = self.lost = 0
 
     def send(self, motion: MotionFrame) -> None:
-        """One frame, by its time. Never waits: what the network does not take at once is counted in `lost`."""
+        """One frame, by its time. Never waits: what the network does not take at once is counted in `lost`.
+
+        Raises InputError when the first frame lacks ARKit weights.
+        """
+        if not self.sent + self.lost and (missing := set(n.lower() for n in UDP_SHAPES) - {n.lower() for n in motion.expression}):
+            raise InputError(f"Live Link carries the 52 ARKit weights and this face model lacks {len(missing)} of them; use one that has them, such as the default")
         at = motion.time * float(self.fps)
         frame = int(np.floor(at + 1e-6))
         values = packet_values(motion.expression, motion.rotation, motion.gaze, self.options)

@@ -157,9 +157,9 @@ def _curve(entry: dict[str, Any], scale: float, fps: float) -> Curve:
     slopes = np.full((len(keys), 2), np.nan)
     for row, k in zip(slopes, keys):
         extra = [_number(word, "a tangent") for word in k[7:11]]
-        if k[2] == "fixed" and extra:
+        if extra and k[2] == "fixed":
             row[0] = np.tan(np.clip(extra[0] * angle, -1.57, 1.57)) / fps
             extra = extra[2:]
-        if len(k) > 3 and k[3] == "fixed" and extra:
+        if extra and k[3] == "fixed":
             row[1] = np.tan(np.clip(extra[0] * angle, -1.57, 1.57)) / fps
     return Curve(times, values, kinds, slopes)
