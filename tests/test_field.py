@@ -1,10 +1,13 @@
-"""The shell and the prior follow the mesh; the pose correction is a rigid motion with the gradient of one."""
+"""The shell, the prior and the warp follow the mesh; the pose correction is a rigid motion with the gradient of one."""
 
 import numpy as np
 import torch
 
 from render.march import march
-from thnerf.field import UNIT_MM, HeadField, PoseCorrection
+from thnerf.avatar import Avatar
+from thnerf.config import FieldConfig, TorsoConfig
+from thnerf.dataset import Condition
+from thnerf.field import UNIT_MM, HeadField, PoseCorrection, mesh_warp
 from thnerf.shell import FADE, PRIOR, head_volume
 from synthetic import NAMES, RADII, toy_model
 
@@ -101,3 +104,26 @@ def test_attached_gradient_is_that_of_the_motion() -> None:
     moved = points + torch.cross(delta[:, :3], points, dim=-1) + delta[:, 3:] * UNIT_MM
     change = (((moved - points) / (upper - lower).double()) * target.double()).sum()
     assert torch.allclose((correction.weight.grad.double() * weight).sum(), change, rtol=1e-3)
+
+
+def test_warp_carries_a_moved_mesh_back_to_the_resting_one() -> None:
+    volume, prior, _ = toy_volume()
+    model, rng = toy_model(), np.random.default_rng(0)
+    psi = np.concatenate([rng.normal(size=(40, len(NAMES))), rng.normal(size=(40, 2))], 1).astype(np.float32)  # gaze moves no mesh
+    meshes = model.vertices(np.zeros(1), 0.3 * psi[:, : len(NAMES)])
+    displacement = mesh_warp(meshes, psi, len(NAMES), volume, 32)
+    assert displacement.shape == (32**3, 3, len(NAMES) + 2) and not displacement[:, :, len(NAMES) :].any()
+    K = len(NAMES) + 2
+    condition = Condition(np.eye(K), np.zeros(K), np.zeros(6), np.ones(6), np.zeros(4), np.ones(4))
+    avatar = Avatar(FieldConfig(), TorsoConfig(), condition, volume, prior, 0.5)
+    avatar.set_warp(displacement)
+    some = np.zeros((1, K), np.float32)
+    some[0, : len(NAMES)] = 0.5
+    moved = model.vertices(np.zeros(1), 0.3 * some[:, : len(NAMES)])[0]
+    seen = (moved[:, 2] > 10) & ((volume.unit(moved) > 0.05) & (volume.unit(moved) < 0.95)).all(1)
+    rest, moved = volume.unit(model.mean)[seen], volume.unit(moved)[seen].astype(np.float32)
+    back = avatar.warp(torch.from_numpy(moved), avatar.blend_warp(torch.from_numpy(some)).detach()).numpy()
+    before, after = (np.linalg.norm((x - rest) * (volume.upper - volume.lower), axis=1) for x in (moved, back))
+    assert before.max() > 1 and after[before > 0.5].mean() < 0.4 * before[before > 0.5].mean()
+    still = avatar.warp(torch.from_numpy(moved), avatar.blend_warp(torch.zeros(1, K)).detach()).numpy()
+    assert np.allclose(still, moved, atol=1e-6)

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -106,11 +105,16 @@ def test_resumed_training_takes_the_same_steps(subject: Subject, tmp_path) -> No
     assert straight.rng.integers(1 << 30) == resumed.rng.integers(1 << 30)
 
 
-def test_interrupt_saves_and_the_same_command_goes_on(subject: Subject) -> None:
-    config = dataclasses.replace(SMALL, run="stopped", steps=100000)
-    timer = threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(StageError, match="run the same command again"):
+def test_interrupt_saves_and_the_same_command_goes_on(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, advance = dataclasses.replace(SMALL, run="stopped", steps=100000), Trainer.advance
+
+    def interrupted(trainer: Trainer, done: float) -> dict[str, float]:
+        if trainer.steps == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(trainer, done)
+
+    with monkeypatch.context() as patched, pytest.raises(StageError, match="run the same command again"):
+        patched.setattr(Trainer, "advance", interrupted)
         train(subject, config, toy_model())
     folder = subject.run("stopped")
     data = load_training_set(subject, toy_model(), 2, 1000)

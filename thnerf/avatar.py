@@ -1,4 +1,4 @@
-"""All that is learned of one subject: blended head field, pose correction, torso, and how a Track conditions them.
+"""All that is learned of one subject: blended head field and its warp, pose correction, torso, and how a Track conditions them.
 
 `Avatar` is built by the trainer, saved as one safetensors file, and read back to render. `render` here is the readable
 renderer; `thnerf.renderer` has the fast one, tested against it.
@@ -21,10 +21,11 @@ from render.marching import load_marching
 from thnerf.config import FieldConfig, TorsoConfig
 from thnerf.dataset import Condition, head_rays, pixel_directions
 from thnerf.encodings import BlendedTables, HashGridLayout
-from thnerf.field import UNIT_MM, HeadField, PoseCorrection
+from thnerf.field import UNIT_MM, WARP_UNIT, HeadField, PoseCorrection
+from thnerf.network import head_radiance
 from thnerf.torso import TorsoField
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Avatar:
@@ -40,8 +41,11 @@ class Avatar:
         conditions = condition.matrix.shape[1]
         self.layout = HashGridLayout(3, head.levels, 2, head.log2_entries, head.base_resolution, head.finest_resolution)
         self.torso_layout = HashGridLayout(2, torso.levels, 2, torso.log2_entries, torso.base_resolution, torso.finest_resolution)
-        self.device = torch.device(device)
+        self.device, self.kernels = torch.device(device), backend in ("auto", "numba")
         self.tables = BlendedTables(self.layout, conditions, seed, backend, device)
+        self.warp_layout = HashGridLayout(3, 2, 2, 15, head.warp_points, head.warp_points)
+        self.warp_tables = BlendedTables(self.warp_layout, conditions, seed, backend, device)
+        self.warp_tables.tables.zero_()
         self.torso_tables = BlendedTables(self.torso_layout, 0, seed + 1, backend, device)
         self.marching = load_marching("triton" if backend == "triton" else "auto", device)
         self.head = HeadField(self.layout.channels, head.width, prior)
@@ -62,6 +66,34 @@ class Avatar:
     def encode(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
         """Hash features of unit positions (M,3) in blended tables (B,size)."""
         return self.tables.backend.encode(positions, table, self.layout, which)
+
+    def warp(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+        """Unit positions (M,3) → where they lie on the resting head; blended tables (B,size) of the warp."""
+        moved = self.warp_tables.backend.encode(positions, table, self.warp_layout, which)[:, :3]
+        return (positions + WARP_UNIT * moved).clamp(0, 1)
+
+    def set_warp(self, displacement: np.ndarray) -> None:
+        """Begin with displacements (points³,3,K) of `field.mesh_warp`."""
+        count = int(self.warp_layout.entries[0])
+        padded = np.zeros((2, count, 2, displacement.shape[2]), np.float32)
+        padded[0, : len(displacement)], padded[1, : len(displacement), 0] = displacement[:, :2], displacement[:, 2]
+        self.warp_tables.tables[:, 1:] = self.put(padded.reshape(-1, displacement.shape[2]) / (WARP_UNIT * self.config.condition_scale))
+
+    def blend_warp(self, psi: torch.Tensor) -> torch.Tensor:
+        """Tables (B,size) of the warp of conditions ψ (B,K)."""
+        return self.warp_tables.blend(psi * self.config.condition_scale)
+
+    @torch.no_grad()
+    def field(self, psi: np.ndarray) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """The head in one condition ψ (1,K) as a function of unit positions (M,3): density (M,) and colour (M,3), in readable torch."""
+        table, warp = self.blend(self.put(psi)).detach(), self.blend_warp(self.put(psi)).detach()
+        return lambda x: self.head(self.encode(self.warp(x, warp), table), x)
+
+    def network(self, features: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Density (M,) and colour (M,3) of hash features (M,C) at unit positions (M,3): the head's network, on the CPU by kernels of its own."""
+        if self.device.type == "cpu" and self.layout.channels % 4 == 0 and self.kernels:
+            return head_radiance(self.head, features, positions)
+        return self.head(features, positions)
 
     def encode_torso(self, table: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """The 2D encoding that the torso module asks for."""
@@ -84,10 +116,8 @@ class Avatar:
         origins, matrices = self.correction.apply_to_rays(self.pose_features(pose, psi), *head_rays(part, np.array([0])))
         v, u = (a.ravel() for a in np.mgrid[0:height, 0:width])
         directions = pixel_directions(np.linalg.inv(track.camera.K), u, v) @ matrices[0].T
-        table = self.blend(self.put(psi)).detach()
-        radiance = lambda x: self.head(self.encode(x, table), x)  # noqa: E731
         self.head.eval()
-        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, radiance, marching=self.marching)
+        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, self.field(psi), marching=self.marching)
         self.head.train()
         behind = self.put(np.array(background.reshape(-1, 3), np.float32))
         rows = np.flatnonzero(v >= self.row * height)
@@ -113,7 +143,7 @@ class Avatar:
         out["volume.occupancy"] = torch.from_numpy(self.volume.occupancy.astype(np.uint8))
         for name, module in self.modules.items():
             out |= {f"{name}.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-        for name, tables in (("tables", self.tables), ("torso_tables", self.torso_tables)):
+        for name, tables in (("tables", self.tables), ("warp_tables", self.warp_tables), ("torso_tables", self.torso_tables)):
             out |= {f"{name}.{k}": v for k, v in tables.state().items() if training or k == "tables"}
         return out
 
@@ -141,7 +171,7 @@ class Avatar:
             avatar = cls(FieldConfig(**about["head"]), TorsoConfig(**about["torso"]), condition, volume, tensors["head.prior"].numpy(), about["row"], backend=backend, device=device)
             for name, module in avatar.modules.items():
                 module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
-            for name, tables in (("tables", avatar.tables), ("torso_tables", avatar.torso_tables)):
+            for name, tables in (("tables", avatar.tables), ("warp_tables", avatar.warp_tables), ("torso_tables", avatar.torso_tables)):
                 tables.load({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):

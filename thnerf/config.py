@@ -31,6 +31,8 @@ class FieldConfig:
     """Principal modes of expression that blend a table of their own; blinks and gaze have theirs besides."""
     condition_scale: float = 0.5
     """Blend coefficients are the whitened conditions times this."""
+    warp_points: int = 32
+    """Grid points along an axis (at most 32) of the warp that carries a moving face back to the resting one."""
     occupancy: int = 64
     """Cells of the occupancy grid along an axis."""
     step_mm: float = 4.5
@@ -120,6 +122,8 @@ class TrainConfig:
     """Initial learning rate of the hash tables."""
     conditional_rate: float = 3e-3
     """Initial learning rate of the tables that expressions blend in."""
+    warp_rate: float = 3e-3
+    """Initial learning rate of the warp, in hundredths of the box."""
     network_rate: float = 2e-3
     """Initial learning rate of the networks."""
     pose_rate: float = 3e-4
@@ -158,6 +162,8 @@ class TrainConfig:
                 raise InputError(f"--{what} takes {', '.join(allowed)} on this device, not {name!r}")
             if name in ("tinycudann", "nerfacc") and importlib.util.find_spec(name) is None:
                 raise InputError(f"--{what} {name} needs the package {name}, which is not installed; use --{what} auto")
+        if not 4 <= self.head.warp_points <= 32:
+            raise InputError(f"--head.warp-points must lie between 4 and 32, not {self.head.warp_points}")
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")
         if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:

@@ -41,6 +41,11 @@ class Condition:
     torso_scale: np.ndarray
     expression_names: tuple[str, ...] = field(default=())
 
+    @property
+    def modes(self) -> int:
+        """How many of ψ are principal modes of expression; blinks and gaze follow."""
+        return self.matrix.shape[1] - 2 - sum(name in self.expression_names for name in BLINKS)
+
     def expression(self, track: Track) -> np.ndarray:
         """ψ (T,K) float32. Raises InputError when the track belongs to another model."""
         if track.expression_names != self.expression_names:

@@ -15,25 +15,11 @@ import numpy as np
 from render.march import clip_ray
 from thnerf.dense import BLOCK, dense
 from thnerf.encodings.numba_blocks import look_up
+from thnerf.field import WARP_UNIT
+from thnerf.network import exponential, prior_at, radiance
 
 TILE = 16
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
-
-
-@nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _exp(x, bits, power):
-    """e^x in place for a row of BLOCK floats: 2^round(y) through the exponent bits, the rest by Taylor's series (error 1e-7).
-
-    bits (BLOCK,) int32 and power, the same memory as float32, are scratch.
-    """
-    for i in range(BLOCK):
-        y = min(max(x[i] * np.float32(1.4426950408889634), np.float32(-126)), np.float32(126))
-        whole = np.float32(math.floor(y + _HALF))
-        f = (y - whole) * np.float32(0.6931471805599453)
-        bits[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-        x[i] = _ONE + f * (_ONE + f * (_HALF + f * (np.float32(1 / 6) + f * (np.float32(1 / 24) + f * (np.float32(1 / 120) + f * np.float32(1 / 720))))))
-    for i in range(BLOCK):
-        x[i] *= power[i]
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -43,21 +29,6 @@ def _encode(volume, x, y, z, table, grid, first, features):
     for level in range(len(scales)):
         first[:] = np.int32(offsets[level])
         look_up(volume, hashed[level], BLOCK, x, y, z, first, scales[level], resolutions[level], entries[level], table, features[2 * level], features[2 * level + 1])
-
-
-@nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _prior(position, grid, count, out):
-    """Trilinear look-up of a cubic grid between cell centres at unit positions (3,BLOCK)."""
-    G = grid.shape[0]
-    top = np.float32(G - 1.001)
-    for i in range(count):
-        x, y, z = position[0, i] * G - _HALF, position[1, i] * G - _HALF, position[2, i] * G - _HALF
-        x, y, z = min(max(x, _ZERO), top), min(max(y, _ZERO), top), min(max(z, _ZERO), top)
-        a, b, c = int(x), int(y), int(z)
-        fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
-        low = (grid[a, b, c] * (_ONE - fx) + grid[a + 1, b, c] * fx) * (_ONE - fy) + (grid[a, b + 1, c] * (_ONE - fx) + grid[a + 1, b + 1, c] * fx) * fy
-        high = (grid[a, b, c + 1] * (_ONE - fx) + grid[a + 1, b, c + 1] * fx) * (_ONE - fy) + (grid[a, b + 1, c + 1] * (_ONE - fx) + grid[a + 1, b + 1, c + 1] * fx) * fy
-        out[i] = low * (_ONE - fz) + high * fz
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -84,9 +55,9 @@ def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, 
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, layers, colour, opacity):
+def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp_grid, warp_table, layers, colour, opacity):
     """Render one tile; see `render_head`."""
-    w1, b1, w2, b2, w3, b3 = layers
+    width1, width2 = len(layers[1]), len(layers[3])
     rays = TILE * TILE
     direction, light, shade = np.empty((rays, 3), np.float32), np.ones(rays, np.float32), np.zeros((rays, 3), np.float32)
     time, end, step = np.empty(rays, np.float32), np.empty(rays, np.float32), np.empty(rays, np.float32)
@@ -104,9 +75,9 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             time[i], end[i] = near + _HALF * step[i], far
             alive[count] = i
             count += 1
-    features, hidden, second, y = np.empty((2 * len(grid[0]), BLOCK), np.float32), np.empty((len(b1), BLOCK), np.float32), np.empty((len(b2), BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
+    features, hidden, second, y = np.empty((2 * len(grid[0]), BLOCK), np.float32), np.empty((width1, BLOCK), np.float32), np.empty((width2, BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
     position, bias, ray = np.zeros((3, BLOCK), np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int32)
-    first, bits = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+    first, bits, moved, warp_unit = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), np.empty((4, BLOCK), np.float32), np.float32(WARP_UNIT)
     power = bits.view(np.float32)
     while count > 0:
         begin, still = 0, 0
@@ -114,19 +85,18 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             begin, n = _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray)
             if n == 0:
                 continue
+            prior_at(position, prior, n, bias)
+            _encode(True, position[0], position[1], position[2], warp_table, warp_grid, first, moved)
+            for k in range(3):
+                here, shift = position[k], moved[k]
+                for i in range(BLOCK):
+                    here[i] = min(max(here[i] + warp_unit * shift[i], _ZERO), _ONE)
             _encode(True, position[0], position[1], position[2], table, grid, first, features)
-            _prior(position, prior, n, bias)
-            dense(w1, b1, features, hidden, True)
-            dense(w2, b2, hidden, second, True)
-            dense(w3, b3, second, y, False)
+            radiance(layers, features, bias, hidden, second, y, bits, power)
             y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
             for i in range(BLOCK):
-                y0[i], y1[i], y2[i], y3[i] = min(max(y0[i] + bias[i], np.float32(-8)), np.float32(8)), -y1[i], -y2[i], -y3[i]
-            for k in range(4):
-                _exp(y[k], bits, power)
-            for i in range(BLOCK):
-                y0[i], y1[i], y2[i], y3[i] = -y0[i] * optical_step, _ONE / (_ONE + y1[i]), _ONE / (_ONE + y2[i]), _ONE / (_ONE + y3[i])
-            _exp(y0, bits, power)
+                y0[i] = -y0[i] * optical_step
+            exponential(y0, bits, power)
             for i in range(n):
                 r = ray[i]
                 w = light[r] * (_ONE - y0[i])
@@ -146,7 +116,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def render_head(order, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, layers, colour, opacity):
+def render_head(order, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp_grid, warp_table, layers, colour, opacity):
     """Render the head layer: colour (H,W,3) premultiplied, opacity (H,W).
 
     order: tiles in the order they are begun. origin (3,): camera in the unit cube; matrix (3,3) turns (u, v, 1) px into
@@ -157,7 +127,7 @@ def render_head(order, origin, matrix, extent, step_length, optical_step, stop, 
     across = (width + TILE - 1) // TILE
     for k in nb.prange(len(order)):
         _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, stop,
-              occupancy, prior, grid, table, layers, colour, opacity)
+              occupancy, prior, grid, table, warp_grid, warp_table, layers, colour, opacity)
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
@@ -196,7 +166,7 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 row = y[k]
                 for i in range(BLOCK):
                     row[i] = -row[i]
-                _exp(row, bits, power)
+                exponential(row, bits, power)
             for i in range(n):
                 for k in range(3):
                     colour[v, u0 + i, k] = _ONE / (_ONE + y[k, i])

@@ -16,6 +16,7 @@ from render.march import Volume
 from render.march_triton import clip_axis
 from thnerf.encodings import HashGridLayout
 from thnerf.encodings.triton_backend import corner_entry, level_tables
+from thnerf.field import WARP_UNIT
 
 TILE = 8
 
@@ -36,8 +37,23 @@ def _prior_at(grid, x, y, z, here, cells):
 
 
 @triton.jit
-def _render(camera, occupancy, prior, scales, levels, table, w1a, w1b, b1, w2, b2, w3, b3, colour, opacity,
-            width, height, across, cells, step_length, optical_step, stop, LEVELS: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr):
+def _pair_at(table, first, x, y, z, here, scale, resolution, entries):
+    """Two features (rays,) of a dense level that begins at entry `first`, at unit positions (rays,)."""
+    px, py, pz = x * scale + 0.5, y * scale + 0.5, z * scale + 0.5
+    ix, iy, iz = px.to(tl.int32), py.to(tl.int32), pz.to(tl.int32)
+    fx, fy, fz = px - ix.to(tl.float32), py - iy.to(tl.float32), pz - iz.to(tl.float32)
+    a, b = px * 0, px * 0
+    for k in tl.static_range(8):
+        weight = (fx if k % 2 else 1 - fx) * (fy if k // 2 % 2 else 1 - fy) * (fz if k // 4 else 1 - fz)
+        e = 2 * (first + corner_entry(ix + k % 2, iy + k // 2 % 2, iz + k // 4, resolution, entries, 0 * ix))
+        a += weight * tl.load(table + e, mask=here, other=0.0).to(tl.float32)
+        b += weight * tl.load(table + e + 1, mask=here, other=0.0).to(tl.float32)
+    return a, b
+
+
+@triton.jit
+def _render(camera, occupancy, prior, scales, levels, table, warp, w1a, w1b, b1, w2, b2, w3, b3, colour, opacity,
+            width, height, across, cells, warp_unit, warp_scale, warp_points, warp_entries, step_length, optical_step, stop, LEVELS: tl.constexpr, PADDED: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr):
     ray = tl.arange(0, TILE * TILE)
     column = (tl.program_id(0) % across) * TILE + ray % TILE
     row = (tl.program_id(0) // across) * TILE + ray // TILE
@@ -83,6 +99,12 @@ def _render(camera, occupancy, prior, scales, levels, table, w1a, w1b, b1, w2, b
         y = tl.minimum(tl.maximum(oy + t * dy, 0.0), 1.0)
         z = tl.minimum(tl.maximum(oz + t * dz, 0.0), 1.0)
 
+        shift_x, shift_y = _pair_at(warp, 0, x, y, z, met, warp_scale, warp_points, warp_entries)
+        shift_z, _ = _pair_at(warp, warp_entries, x, y, z, met, warp_scale, warp_points, warp_entries)
+        bias = _prior_at(prior, x, y, z, met, cells)
+        x = tl.minimum(tl.maximum(x + warp_unit * shift_x, 0.0), 1.0)
+        y = tl.minimum(tl.maximum(y + warp_unit * shift_y, 0.0), 1.0)
+        z = tl.minimum(tl.maximum(z + warp_unit * shift_z, 0.0), 1.0)
         px, py, pz = x[:, None] * scale + 0.5, y[:, None] * scale + 0.5, z[:, None] * scale + 0.5
         ix, iy, iz = px.to(tl.int32), py.to(tl.int32), pz.to(tl.int32)
         fx, fy, fz = px - ix.to(tl.float32), py - iy.to(tl.float32), pz - iz.to(tl.float32)
@@ -95,7 +117,7 @@ def _render(camera, occupancy, prior, scales, levels, table, w1a, w1b, b1, w2, b
             odd += weight * tl.load(table + e + 1, mask=wanted, other=0.0).to(tl.float32)
         hidden = tl.maximum(tl.dot(even, first_a) + tl.dot(odd, first_b) + bias1, 0.0)
         hidden = tl.maximum(tl.dot(hidden, second) + bias2, 0.0)
-        log_density = tl.sum(hidden * last0, 1) + tl.load(b3) + _prior_at(prior, x, y, z, met, cells)
+        log_density = tl.sum(hidden * last0, 1) + tl.load(b3) + bias
         density = tl.exp(tl.minimum(tl.maximum(log_density, -8.0), 8.0))
         keep = tl.where(met, tl.exp(-density * optical_step), 1.0)
         w = light * (1 - keep)
@@ -123,17 +145,18 @@ def pack_layers(first: torch.nn.Linear, second: torch.nn.Linear, last: torch.nn.
 
 
 def render_head(width: int, height: int, origin: np.ndarray, matrix: np.ndarray, volume: Volume, occupancy: torch.Tensor, prior: torch.Tensor, layout: HashGridLayout,
-                table: torch.Tensor, layers: tuple[torch.Tensor, ...], stop: float) -> tuple[torch.Tensor, torch.Tensor]:
+                table: torch.Tensor, warp_layout: HashGridLayout, warp: torch.Tensor, layers: tuple[torch.Tensor, ...], stop: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The head layer: premultiplied colour (H,W,3) and opacity (H,W), float32 on the device of the table.
 
     origin (3,): camera in head space, mm; matrix (3,3) turns (u, v, 1) px into directions in head axes; occupancy (G,G,G) uint8 and
-    prior (G,G,G) float32 on the device; table (size,) of any float type; layers: of `pack_layers`.
+    prior (G,G,G) float32 on the device; table (size,) of any float type, warp (size,) that of the warp; layers: of `pack_layers`.
     """
     extent = volume.upper - volume.lower
     camera = torch.from_numpy(np.concatenate([(origin - volume.lower) / extent, extent, matrix.ravel()]).astype(np.float32)).to(table.device)
     colour, opacity = torch.empty(height, width, 3, device=table.device), torch.empty(height, width, device=table.device)
     across = triton.cdiv(width, TILE)
     _render[(across * triton.cdiv(height, TILE),)](
-        camera, occupancy, prior, *level_tables(layout, table.device), table.contiguous(), *layers, colour, opacity, width, height, across, len(prior),
+        camera, occupancy, prior, *level_tables(layout, table.device), table.contiguous(), warp.contiguous(), *layers, colour, opacity, width, height, across, len(prior),
+        WARP_UNIT, float(warp_layout.scales[0]), int(warp_layout.resolutions[0]), int(warp_layout.entries[0]),
         float(volume.step), float(volume.optical_step), float(stop), layout.levels, layers[0].shape[0], layers[0].shape[1], TILE)
     return colour, opacity

@@ -108,7 +108,7 @@ def field_opacity(avatar: Any, part: Any) -> Callable[[np.ndarray], tuple[np.nda
 
     avatar.head.eval()
     volume = avatar.volume
-    table = avatar.blend(torch.from_numpy(avatar.condition.expression(part))).detach()
+    field = avatar.field(avatar.condition.expression(part))
 
     def radiance(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         unit = volume.unit(points).astype(np.float32)
@@ -117,8 +117,7 @@ def field_opacity(avatar: Any, part: Any) -> Callable[[np.ndarray], tuple[np.nda
         there[there] = volume.occupancy[tuple(cell[there].T)]
         opacity, colour = np.zeros(len(points), np.float32), np.zeros((len(points), 3), np.float32)
         with torch.no_grad():
-            x = torch.from_numpy(np.ascontiguousarray(unit[there]))
-            density, rgb = avatar.head(avatar.encode(x, table), x)
+            density, rgb = field(torch.from_numpy(np.ascontiguousarray(unit[there])))
         opacity[there], colour[there] = 1 - np.exp(-density.numpy() * OPAQUE_MM / 100), rgb.numpy()
         return opacity, colour
 

@@ -110,11 +110,12 @@ class HeadRenderer:
         origins, matrices = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
         extent = (volume.upper - volume.lower).astype(np.float32)
         table = avatar.blend(torch.from_numpy(psi)).detach().numpy().reshape(-1, 2)
+        warp = avatar.blend_warp(torch.from_numpy(psi)).detach().numpy().reshape(-1, 2)
         colour, opacity = np.empty((camera.height, camera.width, 3), np.float32), np.empty((camera.height, camera.width), np.float32)
         fused.render_head(
             self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
             (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step),
-            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, self._head_layers, colour, opacity)
+            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, _grid(avatar.warp_layout), warp, self._head_layers, colour, opacity)
         return colour, opacity
 
     def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -86,8 +86,10 @@ class CudaRenderer(HeadRenderer):
         # The pose correction of the CPU's copy: six numbers a frame are not worth a round trip.
         origins, matrices = self.avatar.correction.apply_to_rays(self.avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
         table = avatar.blend(avatar.put(psi)).detach().view(-1)
+        warp = avatar.blend_warp(avatar.put(psi)).detach().view(-1)
         matrix = matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)
-        return fused_triton.render_head(camera.width, camera.height, origins[0], matrix, avatar.volume, self._occupancy, avatar.head.prior, avatar.layout, table, self._packed, STOP)
+        return fused_triton.render_head(camera.width, camera.height, origins[0], matrix, avatar.volume, self._occupancy, avatar.head.prior, avatar.layout, table,
+                                        avatar.warp_layout, warp, self._packed, STOP)
 
     @torch.no_grad()
     def _torso_layer(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

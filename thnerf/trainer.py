@@ -28,12 +28,13 @@ from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
 from thnerf.dataset import TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
+from thnerf.field import mesh_warp
 from thnerf.prior import start_from
 from thnerf.shell import head_volume
 
 __all__ = ["Trainer", "load_renderer", "train"]
 
-_POSE_FROM = 300  # steps before the pose correction may move: the field must have a shape first
+_POSE_FROM = 300  # steps before pose correction and warp may move: the field must have a shape first
 _PRUNE_EVERY, _PRUNE_BELOW, _PRUNE_DECAY = 250, 0.01, 0.6
 _UNSAVED = ("save_seconds", "preview_seconds", "device", "encoding", "marching", "frame_memory_mib")  # settings that may change between stop and resume
 
@@ -63,7 +64,8 @@ class Trainer:
         batch = data.sample(self.rng, config.frames_per_step, int(np.clip(config.samples_per_step / self.samples_per_ray, 1024, 16384)))
         psi, constant = avatar.put(data.psi[batch.frames]), torch.zeros(1, 0, device=avatar.device)
         table, torso_table = avatar.blend(psi), avatar.torso_tables.blend(constant)
-        colour, transmittance, weights, samples = self._head(batch, table)
+        warp_table = avatar.blend_warp(psi)
+        colour, transmittance, weights, samples = self._head(batch, table, warp_table)
         behind, cover, low = self._behind(batch, torso_table)
         rendered, truth = colour + transmittance[:, None] * behind, avatar.put(batch.colour)
         matte = avatar.put(batch.matte)
@@ -80,6 +82,8 @@ class Trainer:
         self.optimizer.step()
         decay = 0.03**done
         avatar.tables.step(table.grad, psi * avatar.config.condition_scale, config.rate * decay, config.conditional_rate * decay)
+        if warp_table.grad is not None:
+            avatar.warp_tables.step(warp_table.grad, psi * avatar.config.condition_scale, 0.0, config.warp_rate * decay)
         if torso_table.grad is not None:
             avatar.torso_tables.step(torso_table.grad, constant, config.rate * decay, 0.0)
         self._watch_occupancy(samples.positions, weights)
@@ -87,7 +91,7 @@ class Trainer:
         self.samples_seen += len(samples.positions)
         return {"loss": float(loss.detach()), "psnr": losses.psnr(float((rendered.detach() - truth).square().mean()))}
 
-    def _head(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+    def _head(self, batch: Any, table: torch.Tensor, warp_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
         """Colour, transmittance and weights of the head layer, and its samples."""
         avatar, data = self.avatar, self.data
         features = avatar.pose_features(data.pose[batch.frames], data.psi[batch.frames])
@@ -100,7 +104,10 @@ class Trainer:
         if self.steps >= _POSE_FROM:
             box = avatar.put(avatar.volume.lower), avatar.put(avatar.volume.upper)
             y = avatar.correction.attach(avatar.put(features), x, which, *box)
-        density, rgb = avatar.head(avatar.encode(y, table, which), x)
+        else:
+            warp_table = warp_table.detach()
+        y = avatar.warp(y, warp_table, which)
+        density, rgb = avatar.network(avatar.encode(y, table, which), x)
         return *avatar.marching.composite(density, rgb, avatar.volume.optical_step, samples.offsets), samples
 
     def _behind(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -173,6 +180,9 @@ def new_trainer(data: TrainingSet, model: MorphableModel, config: TrainConfig) -
                                 lambda x: person_share(data, x))
     torso = config.torso.for_picture(max(data.track.camera.width, data.track.camera.height))
     avatar = Avatar(config.head, torso, data.condition, volume, prior, data.upper_neck_row, config.seed, config.encoding, choose_device(config.device))
+    frames = data.index[np.round(np.linspace(0, len(data.index) - 1, min(len(data.index), 400))).astype(int)]
+    moved = model.vertices(data.track.shape, data.track.expression[frames])
+    avatar.set_warp(mesh_warp(moved, data.condition.expression(data.track)[frames], data.condition.modes, volume, config.head.warp_points))
     return Trainer(data, avatar, config)
 
 

@@ -119,7 +119,7 @@ def head_depth(avatar: Avatar, track: Track, index: int, chunk: int = 16384) -> 
     origins, matrices = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
     v, u = (a.ravel() for a in np.mgrid[0 : camera.height, 0 : camera.width])
     directions = pixel_directions(np.linalg.inv(camera.K), u, v) @ matrices[0].T  # z = 1 in the camera: a ray's parameter is its depth
-    table = avatar.blend(torch.from_numpy(psi)).detach()
+    field = avatar.field(psi)
     volume, extent = avatar.volume, (avatar.volume.upper - avatar.volume.lower).astype(np.float32)
     avatar.head.eval()
     depth, opacity = np.zeros(len(u), np.float32), np.zeros(len(u), np.float32)
@@ -127,8 +127,7 @@ def head_depth(avatar: Avatar, track: Track, index: int, chunk: int = 16384) -> 
         for a in range(0, len(u), chunk):
             d = directions[a : a + chunk]
             samples = march(np.broadcast_to(origins[0], d.shape), d, volume)
-            x = torch.from_numpy(samples.positions)
-            density, _ = avatar.head(avatar.encode(x, table), x)
+            density, _ = field(torch.from_numpy(samples.positions))
             along = ((samples.positions * extent + volume.lower - origins[0]) * d[samples.ray]).sum(1) / (d * d).sum(1)[samples.ray]
             total, transmittance, _ = composite(density, torch.from_numpy(np.repeat(along[:, None], 3, 1).astype(np.float32)), volume.optical_step, samples.offsets)
             seen = 1 - transmittance.numpy()
