@@ -188,6 +188,7 @@ def _speech(audio: str | Path | None, direction: Direction) -> Speech:
 
 def _whole(subject: Subject, run_dir: Path, audio: str | Path | None, direction: Direction, track: Any, device: str) -> tuple[Renderer, Track, Any]:
     """Renderer, track and sound of --full-frame."""
+    from thnerf.audio import load_audio
     from thnerf.drive import face_model
     from thnerf.fullframe import own_footage, own_pose, source_clips, whole_frames, with_source_pose
     from thnerf.trainer import load_renderer
@@ -198,7 +199,7 @@ def _whole(subject: Subject, run_dir: Path, audio: str | Path | None, direction:
         played = perform(subject, run_dir, audio, replace(direction, pose=None), track, seen=True)
         own_pose(played.track, subject)
         motion, pieces = own_footage(played.track, clips)
-        sound = played.sound
+        sound = played.sound if audio is not None or not subject.has_audio else (load_audio(subject.audio_path, SOUND_RATE), SOUND_RATE)
     else:
         speech = _speech(audio, direction)
         chosen = max(range(len(clips)), key=lambda k: clips[k].end - clips[k].start)
