@@ -58,7 +58,7 @@ def expression_bounds(names: tuple[str, ...], model: MorphableModel | None) -> t
 class Manner:
     """names (E,); neutral (E,): relaxed, lips closed, eyes open; opening (E,) mm of lip gap per unit; low, high (E,) bounds.
 
-    reach: 95th percentile of the lip gap above neutral, mm. brows: standard deviation of the brow coefficients. lids: how far a blink
+    reach: 95th percentile of the lip gap above neutral, mm. brows: standard deviation of the brow coefficients. lids: how far a whole blink
     goes beyond the open lid. centre (6,), spread (6,), least and most (6,): median, 1st-to-99th-percentile width and range of
     [rotation against frontal (rad), translation (mm)]. gaze (2,2) median rad; gaze_least and gaze_most (2,2) its range.
     """
@@ -97,7 +97,7 @@ class Manner:
         brows = brow_columns(names)
         return cls(
             names, neutral, opening, *expression_bounds(names, model), reach=max(float(np.percentile(gap, 95) - neutral @ opening), 0.5),
-            brows=float(np.sqrt(x[:, brows].var(0).mean())) if len(brows) else 0.0, lids=float(np.percentile(lid, 99.5) - np.median(lid)),
+            brows=float(np.sqrt(x[:, brows].var(0).mean())) if len(brows) else 0.0, lids=_blink(lid),
             centre=np.median(pose, 0), spread=np.percentile(pose, 99, axis=0) - np.percentile(pose, 1, axis=0), least=pose.min(0), most=pose.max(0),
             gaze=np.median(gaze, 0), gaze_least=gaze.min(0), gaze_most=gaze.max(0))
 
@@ -112,6 +112,12 @@ class Manner:
             i, j = self.names.index("mouthClose"), self.names.index("jawOpen")
             out[:, i] = np.minimum(out[:, i], out[:, j])
         return out
+
+
+def _blink(lid: np.ndarray) -> float:
+    """How far lids (T,) close, beyond where they mostly are: the upper end of those frames in which they are more than half closed."""
+    rest = float(np.median(lid))
+    return float(np.percentile(lid[lid >= rest + 0.5 * (lid.max() - rest)], 90)) - rest
 
 
 def pose_of(track: Track) -> np.ndarray:
