@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -30,7 +30,7 @@ QUIET = -70.0
 """A file whose speech level is below this (dB re full scale) is taken as silent rather than amplified."""
 SPAN = 55.0
 """`normalised` keeps this many dB below the speech level; what is quieter is zero."""
-PAUSE, REST = 0.3, 1.0
+PAUSE, REST = 0.3, 0.5
 """Seconds of silence after which a mouth may close, and after which it does."""
 _HOP = RATE // FEATURE_RATE
 _FFT = 1024
@@ -242,8 +242,11 @@ class Heard:
     activity: np.ndarray
 
 
-def hear(samples: np.ndarray, fps: float, frames: int) -> Heard:
-    """Listen to mono samples at RATE for `frames` video frames at fps; frame i is shown from i / fps to (i + 1) / fps."""
+def hear(samples: np.ndarray, fps: float, frames: int, encode: Callable[[np.ndarray, float], np.ndarray] | None = None) -> Heard:
+    """Listen to mono samples at RATE for `frames` video frames at fps; frame i is shown from i / fps to (i + 1) / fps.
+
+    encode: (samples, speech level) → features at FEATURE_RATE, see `thnerf.encoders`; normalised log-mel by default.
+    """
     mel = log_mel(samples)
     level = speech_level(mel)
     silent = silence_mask(mel, level)
@@ -252,7 +255,7 @@ def hear(samples: np.ndarray, fps: float, frames: int) -> Heard:
     middle = (np.arange(frames) + 0.5) / fps * FEATURE_RATE
     grid = np.arange(len(mel))
     at = np.arange(4 * frames + 1) * (FEATURE_RATE / (4 * fps))
-    x = normalised(mel, level)
+    x = normalised(mel, level) if encode is None else encode(samples, level)
     if not np.allclose(at, np.arange(len(at))):
         low = np.clip(at.astype(int), 0, max(len(x) - 2, 0))
         x = x[low] + np.clip(at - low, 0, 1)[:, None].astype(np.float32) * (x[np.minimum(low + 1, len(x) - 1)] - x[low])

@@ -74,10 +74,16 @@ class MotionConfig:
     """Windows in one step."""
     window: int = 48
     """Video frames in a window."""
+    encoder: str = "logmel"
+    """What it hears: logmel, phones, or the folder of a wav2vec 2.0 or HuBERT checkpoint."""
+    prior: bool = True
+    """Start from the shipped network that has heard many voices (its size replaces the next three), where it hears with the same encoder."""
     hidden: int = 96
     """Channels of the network."""
     layers: int = 3
-    """Dilated layers; 3 see 0.34 s of sound on either side at 25 fps."""
+    """Dilated layers; 3 see 0.34 s of sound at 25 fps, if as much of the future as of the past."""
+    ahead: int = 7
+    """Frames of the future that these see; 2 keep a streamed frame's delay under 0.2 s."""
     dropout: float = 0.3
     """Share of activations dropped in training."""
     noise: float = 0.2

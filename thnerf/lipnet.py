@@ -177,20 +177,25 @@ def objective(out: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weigh
 
 
 def fit_member(train: Sequence[Stretch], validation: Sequence[Stretch], weights: np.ndarray, opening: np.ndarray, settings: dict,
-               seed: int, seconds: float, on_step: Callable[[float], None]) -> tuple[LipNet, list[np.ndarray], int]:
+               seed: int, seconds: float, on_step: Callable[[float], None], start: LipNet | None = None) -> tuple[LipNet, list[np.ndarray], int]:
     """Train one network → (network with its best averaged weights, predictions on the validation stretches, steps done).
 
     AdamW with a cosine schedule that follows steps or time, whichever is further; exponential averages of the weights; the
-    average that does best on the validation stretches is kept. on_step receives the fraction done.
+    average that does best on the validation stretches is kept. on_step receives the fraction done. start: a network of the same shape up to
+    its last layer, to go on from; the last layer begins as a ridge regression.
     """
     torch.manual_seed(seed)
-    net = LipNet(train[0].features.shape[1], len(weights), settings["hidden"], settings["layers"], settings["dropout"])
+    net = LipNet(train[0].features.shape[1], len(weights), settings["hidden"], settings["layers"], settings["dropout"], settings["ahead"])
+    if start is not None:
+        begin_from(net, start, train)
     batches = Batches(train, net, settings["window"], seed, settings["noise"])
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings["rate"], weight_decay=settings["weight_decay"])
     average = [p.detach().clone() for p in net.parameters()]
     w, g = torch.from_numpy(weights).float(), torch.from_numpy(opening).float()
-    best, best_loss, begin, step, done, looked = None, math.inf, time.perf_counter(), 0, 0.0, 0.5
+    best, best_loss, begin, step, done, looked = None, math.inf, time.perf_counter(), 0, 0.0, 0.0 if start is not None else 0.5
     while done < 1:
+        if done >= looked and start is not None and step == 0:
+            best, best_loss, looked = [p.detach().clone() for p in average], validation_loss(net, validation, w, g), 0.2
         done = max(step / settings["steps"], (time.perf_counter() - begin) / max(seconds, 1e-3))
         optimiser.param_groups[0]["lr"] = settings["rate"] * min(1, (step + 1) / 30) * (0.5 + 0.5 * math.cos(math.pi * min(done, 1))) + 1e-6
         x, y, m = batches.draw(settings["batch"])
@@ -216,6 +221,27 @@ def fit_member(train: Sequence[Stretch], validation: Sequence[Stretch], weights:
     _assign(net, best if best is not None else average)
     net.eval()
     return net, [net.predict(s.features, len(s)) for s in validation], step
+
+
+@torch.no_grad()
+def begin_from(net: LipNet, start: LipNet, train: Sequence[Stretch], weight: float = 0.03) -> None:
+    """Give `net` the layers of `start`, and a last one that is the ridge regression of the targets on what it reads. Changes `net`."""
+    net.load_state_dict({**net.state_dict(), **{k: v for k, v in start.state_dict().items() if not k.startswith("out.")}})
+    net.eval()
+    rows, targets = [], []
+    for s in train:
+        padded = np.pad(s.features[: 4 * len(s)], ((net.left, net.right), (0, 0)), mode="edge")
+        hidden = net.hidden(torch.from_numpy(np.ascontiguousarray(padded.T, np.float32))[None])[0].T.double()
+        use = torch.from_numpy(s.mask > 0)
+        rows.append(hidden[use])
+        targets.append(torch.from_numpy(np.asarray(s.targets, np.float64))[use])
+    x, y = torch.cat(rows), torch.cat(targets)
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x = x - x_mean
+    penalty = weight * len(x) * x.square().mean() + 1e-6
+    solved = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - y_mean))
+    net.out.weight.copy_(solved.T[:, :, None].float())
+    net.out.bias.copy_((y_mean - x_mean @ solved).float())
 
 
 def validation_loss(net: LipNet, validation: Sequence[Stretch], weights: torch.Tensor, opening: torch.Tensor) -> float:

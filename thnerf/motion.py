@@ -12,7 +12,6 @@ import hashlib
 import json
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,66 +22,16 @@ from recon.track import Track
 from render.camera import Camera
 from render.files import InputError, atomic_path
 from render.progress import progress
-from thnerf import audio
+from thnerf import audio, mouth
 from thnerf.config import MotionConfig
+from thnerf.encoders import Encoder, load_encoder
 from thnerf.pose import Layout, PoseModel, fit_pose, sampled_columns, source_states, speech_columns
 
-VERSION = 1
+VERSION = 2
 FILE = "motion.safetensors"
 STATE = "motion-state.safetensors"  # of an unfinished training
-_INNER_LIPS = (13, 14)  # MediaPipe landmarks: middle of the upper and of the lower inner lip
-
-
-@dataclass(frozen=True)
-class Modes:
-    """Principal modes of the speech coefficients: y = mean + z @ back, z = (y − mean) @ forward.
-
-    forward (E, K), back (K, E), scale (K,) standard deviations in mm, opening (K,) lip gap in mm per unit z / scale.
-    """
-
-    mean: np.ndarray
-    forward: np.ndarray
-    back: np.ndarray
-    scale: np.ndarray
-    opening: np.ndarray
-
-
-def fit_modes(expression: np.ndarray, metric: np.ndarray, gap: np.ndarray, count: int) -> Modes:
-    """PCA of (N, E) coefficients under the inner product `metric` (E, E); gap (E,) is the lip opening in mm per coefficient."""
-    mean = expression.mean(0).astype(np.float64)
-    size = len(metric)
-    value, vector = np.linalg.eigh(metric + (1e-3 * np.trace(metric) / size + 1e-12) * np.eye(size))
-    root, inverse = (vector * np.sqrt(value)) @ vector.T, (vector / np.sqrt(value)) @ vector.T
-    _, s, modes = np.linalg.svd((expression - mean) @ root, full_matrices=False)
-    scale = s / np.sqrt(len(expression))
-    energy = np.cumsum(scale**2) / max((scale**2).sum(), 1e-12)
-    k = int(min(count, np.searchsorted(energy, 0.995) + 1, (scale > 1e-6).sum() or 1))
-    forward, back = root @ modes[:k].T, modes[:k] @ inverse
-    return Modes(mean, forward, back, np.maximum(scale[:k], 1e-6), back @ gap * scale[:k])
-
-
-def lip_metric(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
-    """How much the speech coefficients move the face, (E, E) in mm² with the lips counting most, and the lip gap, (E,) in mm.
-
-    Falls back to plain coefficients, with jawOpen as the gap, when the subject's face model is not at hand.
-    """
-    track = subject.track
-    columns = speech_columns(track.expression_names)
-    names = [track.expression_names[i] for i in columns]
-    try:
-        model = subject.model
-    except InputError:
-        model = None
-    if model is None or model.expression_names != track.expression_names or "mediapipe478" not in model.landmarks:
-        gap = np.array([float(n == "jawOpen") for n in names])
-        return np.eye(len(columns)), gap if gap.any() else np.full(len(columns), 1 / len(columns))
-    basis = model.expression_basis[columns].astype(np.float64)
-    upper, lower = model.points(np.concatenate([model.mean[None], basis]), "mediapipe478")[:, _INNER_LIPS].swapaxes(0, 1)
-    mouth = (upper[0] + lower[0]) / 2
-    face = model.regions.get("face", np.ones(len(model.mean), bool))
-    weight = face * (0.05 + np.exp(-((model.mean - mouth) ** 2).sum(1) / 30.0**2))
-    flat = (basis * np.sqrt(weight / weight.sum())[:, None]).reshape(len(columns), -1)
-    return flat @ flat.T, (upper - lower)[1:, 1]
+CHUNK = 512
+"""Frames predicted at a time."""
 
 
 def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = None, seconds: float = 60.0) -> dict[str, Any]:
@@ -108,12 +57,13 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     track = subject.track
     train = subject.frames("train")
     columns = speech_columns(track.expression_names)
-    ranges, heard = _hear_training(subject)
+    prior = usable_prior(config)
+    ranges, heard = _hear_training(subject, load_encoder(config.encoder))
     if sum(b - a for a, b in ranges) < 8 or len(train) < 8:
         raise InputError(f"{subject.path} has too few training frames with sound; fit a clip of at least 10 s")
-    modes = fit_modes(track.expression[train][:, columns], *lip_metric(subject), config.modes)
+    modes = mouth.fit_modes(track.expression[train][:, columns], *mouth.lip_metric(subject), config.modes)
     features = np.concatenate([h.features for h in heard])
-    mean, spread = features.mean(0), features.std(0) + 0.3
+    mean, spread = (features.mean(0), features.std(0) + 0.3) if prior is None else (prior.mean, prior.spread)
     z = (track.expression[:, columns] - modes.mean) @ modes.forward / modes.scale
     used = np.zeros(len(track), bool)
     used[train] = True
@@ -121,24 +71,25 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
                  for (a, b), h in zip(ranges, heard)]
     weights = modes.scale / modes.scale.sum()
     opening = modes.opening / max(float(np.std(z[train] @ modes.opening)), 1e-6)
-    nets, said, truth, paused, steps = _fit_ensemble(stretches, weights, opening, config, seconds - (time.perf_counter() - begin),
+    nets, said, truth, paused, steps = _fit_ensemble(stretches, weights, opening, config, prior, seconds - (time.perf_counter() - begin),
                                                      run_dir / STATE, fingerprint)
-    gain, correlation = _variance_gain(said, truth)
+    gain, correlation = mouth.variance_gain(said, truth)
     activity, pause = np.zeros(len(track), np.float32), np.zeros(len(track))
     for (a, b), h in zip(ranges, heard):
         activity[a:b], pause[a:b] = h.activity, h.pause
-    neutral = _neutral(z[train], opening, pause[train])
-    closing = _closing(said * gain @ opening, truth @ opening, paused, neutral @ opening)
+    neutral = mouth.neutral(z[train], opening, pause[train])
+    toward, shut = mouth.shutting(z[train], opening)
+    closing = mouth.closing(said * gain @ opening, truth @ opening, paused, neutral @ opening)
     pose = fit_pose(track, train, activity)
     y = track.expression[train][:, columns]
     report = {
-        "validation_correlation": _correlation(said @ opening, truth @ opening), "correlation": correlation.tolist(),
+        "validation_correlation": mouth.correlation(said @ opening, truth @ opening), "correlation": correlation.tolist(),
         "gain": gain.tolist(), "closing": closing,
         "frames": len(train), "modes": len(weights), "members": len(nets), "steps": steps, "seconds": time.perf_counter() - begin}
-    header = {"version": VERSION, "fingerprint": fingerprint, "report": report, "config": dataclasses.asdict(config),
+    header = {"version": VERSION, "fingerprint": fingerprint, "report": report, "config": {**dataclasses.asdict(config), **_shape(config, prior)},
               "expression_names": track.expression_names, "model_id": track.model_id, "torso": track.torso.shape[1], "fps": track.fps}
     tensors = {f"pose.{k}": v for k, v in pose.tensors().items()}
-    tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "closing": np.array([closing]), "gain": gain, "scale": modes.scale,
+    tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "opening": opening, "toward": toward, "shut": np.array([shut]), "closing": np.array([closing]), "gain": gain, "scale": modes.scale,
                 "back": modes.back, "centre": modes.mean,
                 "low": y.min(0), "high": y.max(0), "rest": np.median(track.expression[train], 0)}
     for i, net in enumerate(nets):
@@ -148,7 +99,14 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     return {**report, "reused": False}
 
 
-def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray, config: MotionConfig,
+def usable_prior(config: MotionConfig) -> Any:
+    """The shipped prior where the settings ask for it and it hears with the same encoder, else None."""
+    from thnerf.speech_prior import load_prior
+
+    return prior if config.prior and (prior := load_prior()).encoder == config.encoder else None
+
+
+def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray, config: MotionConfig, prior: Any,
                   seconds: float, state: Path, fingerprint: str) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, int]:
     """Train the networks one after another → (networks, what each said of the frames it had not seen (N, K), the truth (N, K),
     the pauses there (N,), steps in all).
@@ -171,17 +129,24 @@ def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray
                 advance(1.0)
             else:
                 seed = config.seed * 1000 + member
-                net, out, count = lipnet.fit_member(fit, check, weights, opening, dataclasses.asdict(config), seed, part, advance)
+                settings = {**dataclasses.asdict(config), **_shape(config, prior)}
+                net, out, count = lipnet.fit_member(fit, check, weights, opening, settings, seed, part, advance, None if prior is None else prior.net)
                 steps += count
                 tensors |= _weights_of(net, member)
                 header = {"version": VERSION, "fingerprint": fingerprint, "members": member + 1, "steps": steps,
-                          "seconds": time.perf_counter() - begin, "config": dataclasses.asdict(config)}
+                          "seconds": time.perf_counter() - begin, "config": settings}
                 _save(state, header, tensors)
             nets.append(net)
             said += [o[s.mask > 0] for o, s in zip(out, check)]
             truth += [s.targets[s.mask > 0] for s in check]
             paused += [s.pause[s.mask > 0] for s in check]
     return nets, np.concatenate(said), np.concatenate(truth), np.concatenate(paused), steps
+
+
+def _shape(config: MotionConfig, prior: Any) -> dict[str, int]:
+    """Size of the networks: the prior's where they start from it."""
+    source = dataclasses.asdict(config) if prior is None else prior.settings
+    return {name: int(source[name]) for name in ("hidden", "layers", "ahead")}
 
 
 def _unfinished(state: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -207,12 +172,12 @@ def _network(tensors: dict[str, np.ndarray], member: int, bands: int, outputs: i
 
     from thnerf.lipnet import LipNet
 
-    net = LipNet(bands, outputs, config["hidden"], config["layers"], config["dropout"])
+    net = LipNet(bands, outputs, config["hidden"], config["layers"], config["dropout"], config["ahead"])
     net.load_state_dict({k.split(".", 1)[1]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(f"net{member}.")})
     return net.eval()
 
 
-def _hear_training(subject: Subject) -> tuple[list[tuple[int, int]], list[audio.Heard]]:
+def _hear_training(subject: Subject, encoder: Encoder) -> tuple[list[tuple[int, int]], list[audio.Heard]]:
     """Training frame ranges, cut at clip starts, and the sound of each; nothing outside them is listened to."""
     track = subject.track
     rate = 3 * audio.RATE  # that of audio.wav; cut before resampling, whose filter would hear across the cut
@@ -220,36 +185,7 @@ def _hear_training(subject: Subject) -> tuple[list[tuple[int, int]], list[audio.
     clips = [(c.start, c.stop) for c in track.clips]
     ranges = [(max(a, c), min(b, d)) for a, b in subject.info["split"]["train"] for c, d in clips if min(b, d) - max(a, c) >= 2]
     at = lambda frame: round(frame * rate / track.fps)  # noqa: E731
-    return ranges, [audio.hear(audio.resample(samples[at(a) : at(b)], rate), track.fps, b - a) for a, b in ranges]
-
-
-def _variance_gain(said: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors (K,) that undo regression to the mean, and correlations (K,), on unseen speech; modes that are guessed stay small."""
-    correlation = np.array([max(_correlation(a, b), 0.0) for a, b in zip(said.T, truth.T)])
-    ratio = truth.std(0) / np.maximum(said.std(0), 1e-6)
-    return np.clip(1 + correlation * (ratio - 1), 0.8, 1.6), correlation
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation, 0 where one is constant."""
-    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() > 1e-9 and b.std() > 1e-9 else 0.0
-
-
-def _neutral(z: np.ndarray, opening: np.ndarray, paused: np.ndarray) -> np.ndarray:
-    """The subject's closed mouth (K,): mean of the half of the pauses, or of the 5 % of all frames, in which the lips are closest."""
-    gap = z @ opening
-    pause = np.flatnonzero(paused > 0.9)
-    pool, share = (pause, 0.5) if len(pause) >= 20 else (np.arange(len(z)), 0.05)
-    return z[pool[np.argsort(gap[pool])[: max(1, int(share * len(pool)))]]].mean(0)
-
-
-def _closing(said: np.ndarray, truth: np.ndarray, pause: np.ndarray, neutral: float) -> float:
-    """How far (0 to 1) this subject closes the mouth in short pauses, beyond what the network says.
-
-    Least squares on unseen lip openings (in standard deviations), with a prior of 0.25 that weighs as much as some ten frames.
-    """
-    toward = pause * (neutral - said)
-    return float(np.clip((toward @ (truth - said) + 0.25 * 10) / (toward @ toward + 10), 0, 1))
+    return ranges, [audio.hear(audio.resample(samples[at(a) : at(b)], rate), track.fps, b - a, encoder.encode) for a, b in ranges]
 
 
 def _fingerprint(subject: Subject, config: MotionConfig) -> str:
@@ -287,10 +223,16 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise InputError(f"{path} is damaged ({error}); delete it and run thnerf train again") from None
 
 
-class _Speaker:
-    """A loaded run: sound → coefficients and states, at the subject's frame rate."""
+class Speaker:
+    """A loaded run: sound → coefficients and states, at the subject's frame rate.
+
+    fps; encoder, what it hears with; prior, whose closures and voice it follows; left and right, features that a frame's window reaches
+    beyond its own four (see `lipnet.LipNet`).
+    """
 
     def __init__(self, subject: Subject, run_dir: Path) -> None:
+        from thnerf.speech_prior import load_prior
+
         header, tensors = _load(Path(run_dir) / FILE)
         names = subject.track.expression_names
         track = subject.track
@@ -302,23 +244,62 @@ class _Speaker:
             self.pose = PoseModel.from_tensors(layout, {k[5:]: v for k, v in tensors.items() if k.startswith("pose.")})
             self.nets = [_network(tensors, i, len(tensors["mean"]), len(tensors["scale"]), header["config"])
                          for i in range(int(header["report"]["members"]))]
+            self.encoder, self.prior = load_encoder(header["config"]["encoder"]), load_prior()
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{Path(run_dir) / FILE} is damaged ({error}); delete it and run thnerf train again") from None
+        nets = [*self.nets, self.prior.net]
+        self.left, self.right = max(n.left for n in nets), max(n.right for n in nets)
+
+    def hear(self, samples: np.ndarray, frames: int) -> audio.Heard:
+        """Mono samples (n,) at audio.RATE as the networks need them, for `frames` frames."""
+        return audio.hear(samples, self.fps, frames, self.encoder.encode)
 
     def lips(self, heard: audio.Heard) -> np.ndarray:
-        """(T, number of speech coefficients): averaged networks, amplitude restored, closed in pauses, within the training range."""
+        """(T, number of speech coefficients) from the whole sound."""
+        frames = len(heard.rest)
+        x = np.pad(heard.features[: 4 * frames + self.right], ((self.left, 0), (0, 0)), mode="edge")
+        x = np.pad(x, ((0, max(0, 4 * frames + self.left + self.right - len(x))), (0, 0)), mode="edge")
+        parts = [self.window(x[4 * a : 4 * min(a + CHUNK, frames) + self.left + self.right]) for a in range(0, frames, CHUNK)]
+        z, closed, voice = (np.concatenate(p) for p in zip(*parts))
+        return self.mouth(z, closed, np.maximum(heard.rest, 1 - self.voice(voice)), heard.pause)
+
+    def window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features (4 n + left + right, bands) → modes z (n, K), closed lips (n,), voice (n,) of n frames, each from its own window alone.
+
+        Row 0 is feature 4 i − left of the first frame i. However a sound is cut into windows, its frames come out the same.
+        """
+        n = (len(features) - self.left - self.right) // 4
+        inner = lambda net: features[self.left - net.left : self.left + 4 * n + net.right]  # noqa: E731
+        part = lambda x, net: x[self.left - net.left : self.left + 4 * n + net.right]  # noqa: E731
+        x = (features - self.t["mean"]) / self.t["spread"]
+        z = sum(net.window(part(x, net)) for net in self.nets) / len(self.nets) * self.t["gain"]
+        if self.prior.encoder != self.encoder.name:
+            return z, np.zeros(n, np.float32), np.ones(n, np.float32)
+        said = self.prior.read(self.prior.net.window((part(features, self.prior.net) - self.prior.mean) / self.prior.spread))
+        return z, said.closed, said.voice
+
+    def voice(self, probability: np.ndarray) -> np.ndarray:
+        """Probability of speech (T,) → how much of it moves the mouth (T,): see `thnerf.speech_prior.speaking`."""
+        from thnerf.speech_prior import speaking
+
+        return speaking(probability, self.fps)
+
+    def mouth(self, z: np.ndarray, closed: np.ndarray, rest: np.ndarray, pause: np.ndarray) -> np.ndarray:
+        """Modes (T, K) → coefficients: lips shut for /p b m/, the subject's own closed mouth at rest, within its training range."""
         t = self.t
-        x, frames = (heard.features - t["mean"]) / t["spread"], len(heard.rest)
-        z = sum(net.predict(x, frames) for net in self.nets) / len(self.nets) * t["gain"]
-        closed = np.maximum(heard.rest, t["closing"] * heard.pause)[:, None]
-        z = (1 - closed) * z + closed * t["neutral"]
+        gap = np.maximum(z @ t["opening"] - t["shut"], 0)
+        z = z - (closed * gap)[:, None] * t["toward"]
+        still = np.maximum(rest, t["closing"] * pause)[:, None]
+        z = (1 - still) * z + still * t["neutral"]
         room = 0.1 * (t["high"] - t["low"])
         y = t["centre"] + (z * t["scale"]) @ t["back"]
         return np.clip(y, np.where(t["low"] >= 0, np.maximum(t["low"] - room, 0), t["low"] - room), t["high"] + room)
 
-    def states(self, heard: audio.Heard, seed: int) -> np.ndarray:
+    def states(self, heard: audio.Heard, seed: int, liveliness: float = 1.0) -> np.ndarray:
         """(T, D) sampled states of pose.py, blinks included."""
-        return self.pose.with_blinks(self.pose.sample(heard.activity, seed), seed)
+        return self.pose.with_blinks(self.pose.sample(heard.activity, seed, liveliness), seed)
 
     def expression(self, heard: audio.Heard, states: np.ndarray) -> np.ndarray:
         """(T, E) float32: lips from the sound, eyes and brows from the states."""
@@ -345,21 +326,22 @@ def _samples(sound: np.ndarray | str | Path, rate: int) -> np.ndarray:
 
 
 def predict_track(subject: Subject, run_dir: Path, sound: np.ndarray | str | Path, rate: int = audio.RATE, *, seed: int = 0,
-                  pose: str | Track = "audio", fps: float | None = None) -> Track:
+                  pose: str | Track = "audio", fps: float | None = None, liveliness: float = 1.0) -> Track:
     """The subject saying `sound` (mono samples at `rate`, or a file): a Track of max(1, round(duration · fps)) frames.
 
     The lips depend on the sound alone. pose 'audio' samples head motion, shoulders, gaze, brows and blinks with `seed`;
     'source' plays the footage's own, back and forth; 'still' holds the median head; a Track (of the same face model, which
-    the caller checks) gives rotation and translation, the shoulders then follow the head. fps: the subject's by default.
+    the caller checks) gives rotation and translation, the shoulders then follow the head. fps: the subject's by default. liveliness: see
+    `PoseModel.sample`.
     Raises InputError for unusable sound, a run without a speech network, and an unknown pose.
     """
-    speaker, samples = _Speaker(subject, run_dir), _samples(sound, rate)
+    speaker, samples = Speaker(subject, run_dir), _samples(sound, rate)
     source, base = subject.track, speaker.fps
     fps = float(fps or base)
     wanted = max(1, round(len(samples) / audio.RATE * fps))
     frames = int(np.ceil((wanted + 1) * base / fps)) + 1
-    heard = audio.hear(samples, base, frames)
-    states = speaker.states(heard, seed)
+    heard = speaker.hear(samples, frames)
+    states = speaker.states(heard, seed, liveliness)
     k = slice(10, 10 + speaker.pose.layout.torso)
     if isinstance(pose, Track):
         if len(pose) == 0:
@@ -384,6 +366,6 @@ def predict_track(subject: Subject, run_dir: Path, sound: np.ndarray | str | Pat
 
 def predict_expression(subject: Subject, run_dir: Path, samples: np.ndarray, rate: int, frames: int, seed: int = 0) -> np.ndarray:
     """Expression (frames, E) float32 for the sound of `frames` video frames at the subject's fps (evaluation: the pose comes from elsewhere)."""
-    speaker = _Speaker(subject, run_dir)
-    heard = audio.hear(_samples(samples, rate), speaker.fps, frames)
+    speaker = Speaker(subject, run_dir)
+    heard = speaker.hear(_samples(samples, rate), frames)
     return speaker.expression(heard, speaker.states(heard, seed))

@@ -99,8 +99,22 @@ class PoseModel:
             raise ValueError("the stored head motion is inconsistent")
         return model
 
-    def sample(self, activity: np.ndarray, seed: int) -> np.ndarray:
-        """Speech activity (T,) at fps → (T, D) states without blinks. Same seed, same motion; one pass over any length."""
+    def sample(self, activity: np.ndarray, seed: int, liveliness: float = 1.0) -> np.ndarray:
+        """Speech activity (T,) at fps → (T, D) states without blinks. Same seed, same motion; one pass over any length.
+
+        liveliness: factor on how far head, shoulders and brows move from where they mostly are; they stay within what was seen.
+        """
+        states = self._resequenced(activity, seed)
+        if liveliness == 1.0:
+            return states
+        moved = np.ones(states.shape[1], bool)
+        moved[self.layout.eyes] = False
+        middle = np.median(self.states, 0)[moved]
+        states[:, moved] = np.clip(middle + liveliness * (states[:, moved] - middle), self.low[moved], self.high[moved])
+        return states
+
+    def _resequenced(self, activity: np.ndarray, seed: int) -> np.ndarray:
+        """`sample` as the footage has it."""
         rng = np.random.default_rng([seed, 1])
         overlap = max(2, round(OVERLAP * self.fps))
         shortest, longest = (max(2, round(s * self.fps)) for s in STRETCH)

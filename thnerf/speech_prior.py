@@ -1,0 +1,133 @@
+"""How any voice moves the lips: a small network that ships with thnerf, trained on synthetic speech and ten GRID speakers.
+
+It says, in a neutral style, the ARKit weights of the mouth, where the lips are closed for /p b m/, and where somebody speaks at all
+(noise and music are not speech). A subject's own networks start from its weights; closures and the voice are taken from it as
+they are. Data and training: assets/build_speech_prior.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from recon.assets import asset
+from render.files import InputError, atomic_path
+
+FILE = "speech_prior.safetensors"
+VERSION = 1
+SIDED = ("mouthPress", "mouthUpperUp", "mouthLowerDown", "mouthStretch", "mouthSmile")
+"""Channels that stand for a Left and a Right expression."""
+CLOSING = (-2.0, -0.5)
+"""Log odds of a bilabial at which the lips begin to close, and at which they are closed."""
+HEARD = 0.5
+"""Probability of speech below which a frame is taken for something else."""
+_OPENING = ("mouthLowerDown", "mouthUpperUp", "mouthFunnel", "mouthStretch", "tongueOut", "mouthShrugLower")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the prior makes of a sound: weights (T, C) of its channels, closed (T,) lips from 0 to 1, voice (T,) probability of speech."""
+
+    weights: np.ndarray
+    closed: np.ndarray
+    voice: np.ndarray
+
+
+@dataclass(frozen=True)
+class SpeechPrior:
+    """The network and its statistics: channels (C,), mean and spread (bands,) of the features, scale (C,) of the outputs.
+
+    The outputs are C standardised weights, the log odds of closed lips, those of speech, and log odds of visemes that only training uses.
+    """
+
+    channels: tuple[str, ...]
+    mean: np.ndarray
+    spread: np.ndarray
+    scale: np.ndarray
+    net: Any
+    settings: dict[str, Any]
+
+    @property
+    def encoder(self) -> str:
+        """Name of the audio encoder that it hears with."""
+        return self.settings["encoder"]
+
+    def listen(self, features: np.ndarray, frames: int) -> Said:
+        """Features (4 T + any, bands) of `thnerf.audio.hear`, for the first `frames` frames."""
+        return self.read(self.net.predict((features - self.mean) / self.spread, frames))
+
+    def read(self, outputs: np.ndarray) -> Said:
+        """Outputs (T, …) of the network, of `predict` or `window`, each frame on its own."""
+        count = len(self.channels)
+        low, high = CLOSING
+        closed = np.clip((outputs[:, count] - low) / (high - low), 0, 1)
+        voice = 1 / (1 + np.exp(-outputs[:, count + 1]))
+        return Said(np.clip(outputs[:, :count] * self.scale, 0, 1), closed.astype(np.float32), voice.astype(np.float32))
+
+    def expression(self, said: Said, names: Sequence[str], rest: np.ndarray | None = None) -> np.ndarray:
+        """ARKit weights (T, E) float32 for expressions `names`: lips brought together where they are closed, at ease where `rest` (T,) is 1."""
+        weight = dict(zip(self.channels, said.weights.T.astype(np.float64)))
+        for name in _OPENING:
+            weight[name] = weight[name] * (1 - said.closed)
+        weight["jawOpen"] = weight["jawOpen"] * (1 - 0.75 * said.closed)
+        for name, share in (("mouthPress", 0.25), ("mouthRollLower", 0.10), ("mouthRollUpper", 0.06)):
+            weight[name] = np.maximum(weight[name], share * said.closed)
+        weight["mouthClose"] = weight["jawOpen"] * said.closed
+        awake = 1 - (rest if rest is not None else np.zeros(len(said.closed)))
+        out = np.zeros((len(said.closed), len(names)), np.float32)
+        for i, name in enumerate(names):
+            plain = next((n for n in SIDED if name in (n + "Left", n + "Right")), name)
+            if plain in weight:
+                out[:, i] = weight[plain] * awake
+        return out
+
+
+def speaking(voice: np.ndarray, fps: float) -> np.ndarray:
+    """Probability of speech (T,) → 1 where somebody speaks within 0.2 s, 0 elsewhere, with soft edges: (T,) float32."""
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d
+
+    wide = maximum_filter1d(uniform_filter1d(np.asarray(voice, np.float32), 3, mode="nearest"), 2 * round(0.2 * fps) + 1, mode="nearest")
+    return uniform_filter1d(np.clip((wide - 0.5 * HEARD) / (0.5 * HEARD), 0, 1), 5, mode="nearest")
+
+
+@lru_cache(maxsize=2)
+def load_prior(path: str | Path | None = None) -> SpeechPrior:
+    """The shipped prior, or that of a file. Raises InputError when it is missing or damaged."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    from thnerf.lipnet import LipNet
+
+    path = Path(path) if path is not None else asset(FILE)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; install thnerf again, or build it with assets/build_speech_prior.py")
+    try:
+        with safe_open(str(path), "np") as stream:
+            header = json.loads((stream.metadata() or {})["thnerf"])
+            tensors = {k: stream.get_tensor(k).astype(np.float32) for k in stream.keys()}
+        if header["version"] != VERSION:
+            raise InputError(f"{path} is of another version of thnerf; install thnerf again")
+        mean, spread, scale = (tensors.pop(n) for n in ("mean", "spread", "scale"))
+        net = LipNet(len(mean), header["outputs"], header["hidden"], header["layers"], 0.0, header["ahead"])
+        net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+        return SpeechPrior(tuple(header["channels"]), mean, spread, scale, net.eval(), header)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}); install thnerf again") from None
+
+
+def save_prior(path: str | Path, prior: SpeechPrior) -> None:
+    """Write a prior, weights as 16-bit floats, atomically."""
+    from safetensors.numpy import save
+
+    arrays = {k: v.numpy().astype(np.float16) for k, v in prior.net.state_dict().items()}
+    arrays |= {n: np.asarray(getattr(prior, n), np.float32) for n in ("mean", "spread", "scale")}
+    header = {**prior.settings, "version": VERSION, "channels": list(prior.channels), "outputs": prior.net.out.out_channels}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"thnerf": json.dumps(header)}))
