@@ -13,7 +13,7 @@ from test_trainer import SMALL
 from thnerf.avatar import Avatar
 from thnerf.config import TrainConfig
 from thnerf.dataset import load_training_set
-from thnerf.prior import start_from
+from thnerf.prior import start_from, train_prior
 from thnerf.trainer import new_trainer, train
 
 
@@ -77,3 +77,20 @@ def test_what_does_not_fit_is_said(subject: Subject, trained, tmp_path) -> None:
         start_from(new_trainer(data, toy_model(), SMALL).avatar, tmp_path, data.track, data.index)
     with pytest.raises(InputError, match="--init"):
         TrainConfig(init=str(tmp_path / "nothing")).check()
+
+
+def test_a_prior_of_two_heads_is_a_start_for_either(subject: Subject, tmp_path) -> None:
+    other = make_subject(tmp_path / "second", frames=44, size=64)
+    train_prior([subject, other], SMALL, rounds=4, steps=40, out=tmp_path / "prior.safetensors", model=toy_model())
+    for part in (subject, other):
+        data = load_training_set(part, toy_model(), SMALL.head.expression_modes, 100)
+        errors = []
+        for begin in (False, True):
+            trainer = new_trainer(data, toy_model(), SMALL)
+            if begin:
+                start_from(trainer.avatar, tmp_path / "prior.safetensors", data.track, data.index)
+            image = trainer.avatar.render(data.track, 10, data.background)[14:40, 20:44]
+            errors.append(float(np.square(image - data.images[10][14:40, 20:44] / 255).mean()))
+        assert errors[1] < 0.6 * errors[0]
+    with pytest.raises(InputError, match="at least one subject"):
+        train_prior([], SMALL, 1, 1, tmp_path / "none.safetensors")
