@@ -1,5 +1,7 @@
 """USD, read back by usd-core itself: validators, UsdSkel's own skinning against ours, and our reader."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -135,6 +137,12 @@ def test_what_is_written_is_read_back(scene, usd, tmp_path, options):
     np.testing.assert_allclose(found.gaze, track.gaze, atol=1e-5)
     np.testing.assert_allclose(found.camera.resized(256, 256).K, track.camera.K, atol=0.01)
     np.testing.assert_allclose(found.camera.world_to_camera, track.camera.world_to_camera, atol=1e-5)
+
+
+def test_a_relative_path_is_read_too(scene, usd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usd.write(scene, Path("a.usdc"), ExportOptions())
+    assert len(usd.read(Path("a.usdc"), ExportOptions())) == len(scene.track)
 
 
 def test_a_head_moved_by_other_transforms_is_read_where_it_stands(scene, usd, tmp_path):

@@ -38,7 +38,7 @@ def read_apart(path: Path, options: ExportOptions) -> Imported:
     limit = SECONDS + SECONDS_PER_MB * path.stat().st_size / 1e6
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "notes.npz"
-        command = [sys.executable, "-m", "thnerf.export.usd_read", str(path), str(out), options.up]
+        command = [sys.executable, "-m", "thnerf.export.usd_read", str(path.resolve()), str(out), options.up]
         root = str(Path(__file__).resolve().parents[2])
         try:
             done = subprocess.run(command, capture_output=True, timeout=limit, cwd=root)
@@ -91,8 +91,8 @@ def _read(path: str, up: str) -> dict[str, Any]:
     try:
         stage = Usd.Stage.Open(path, Usd.Stage.LoadNone)
     except Tf.ErrorException as error:
-        reason = str(error).strip().splitlines()[-1].split(" -- ")[-1].strip(" '")
-        raise InputError(f"{path} is not a USD file that can be read ({reason[:200]}); export it again") from None
+        reasons = [line.split(" : ", 1)[1].strip(" '") for line in str(error).splitlines() if " : " in line] or ["damaged"]
+        raise InputError(f"{path} is not a USD file that can be read ({reasons[-1][:200]}); export it again") from None
     head = _Head(stage, path)
     times = head.times()
     space = Space(0.001 / head.meters, "z" if UsdGeom.GetStageUpAxis(stage) == UsdGeom.Tokens.z else "y")
