@@ -28,6 +28,8 @@ class FitConfig:
     """How many well-spread frames determine identity, camera and landmark corrections."""
     focal: float = 0.0
     """Focal length in crop px; 0 solves for it."""
+    photometric: bool = True
+    """Refine pose and expression by the pixels after the landmarks; --no-photometric takes the landmarks' word."""
     pose_smoothing: float = 1.0
     """Strength of the zero-lag smoothing of head pose: 1 halves motion above 4 Hz at 25 fps; 0 turns it off."""
     expression_smoothing: float = 0.04

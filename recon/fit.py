@@ -36,7 +36,7 @@ from render.progress import progress, timed
 from render.sound import resample_audio
 from render.video import VideoWriter, crop_square, probe, read_audio_track, read_frames
 
-VERSION = 3  # raise when a change here or in the solver should make old subjects be fitted again
+VERSION = 4  # raise when a change here or in the solver should make old subjects be fitted again
 SHORTEST = 11  # frames; the split holds one of eleven out
 RATE = 48000
 OVERLAY_FRAMES = 750  # enough to judge a fit by
@@ -348,8 +348,9 @@ def _solve(work: _Work) -> None:
     with np.load(work.folder / "landmarks.npz") as data:
         points, valid = data["points"], data["valid"]
     model, report = load_model(config.model), {}
+    pictures, mattes = load_video(work.folder / "video.mp4"), load_video(work.folder / "matte.mp4", grey=True)
     _say(f"solving shape, camera, pose and expression of {frames} frames")
-    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report)
+    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=pictures)
     error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
     _say("tracking the shoulders and the background")
     train = _train_frames(starts, frames, valid)
@@ -362,7 +363,7 @@ def _solve(work: _Work) -> None:
     detect, matte = record["landmarks"]["seconds"], record["video"]["seconds"]
     write_json(work.folder / "fit.json", {
         "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": report["landmark_error_px"],
-        "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "detect_fps": frames / detect,
+        "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "photometric": report["photometric"], "detect_fps": frames / detect,
         "solve_fps": frames / report["seconds"], "fit_fps": frames / (detect + report["seconds"] + matte),
         "matte_fps": frames / matte, **{k: record["sync"][k] for k in ("av_offset_frames", "av_offset_confidence", "av_shift_frames")}, "notes": record["landmarks"]["notes"],
         "findings": record["landmarks"]["findings"]})

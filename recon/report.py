@@ -238,6 +238,9 @@ def _facts(fit: dict[str, Any], track: Any, angles: np.ndarray, sync: Sync) -> s
              "yaw": f"{spread[0, 0]:.0f}° … {spread[1, 0]:.0f}°", "pitch": f"{spread[0, 1]:.0f}° … {spread[1, 1]:.0f}°", "A/V offset": offset, "fit": f"{fit['fit_fps']:.0f} frames/s"}
     if fit.get("av_shift_frames"):
         facts["sound moved by"] = f"{-fit['av_shift_frames']:+d} frames"
+    if fit.get("photometric"):
+        before, after = fit["photometric"]
+        facts["pixels against shared textures, before and after refinement"] = f"{before:.3f} → {after:.3f}"
     return "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
 
 

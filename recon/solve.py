@@ -22,6 +22,7 @@ import numpy as np
 from recon import landmarks as lm
 from recon.config import FitConfig
 from recon.model import MorphableModel, fitted_part
+from recon.photometric import BATCH, Poses, Refiner
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
                              refine_pose, robust_weights)
 from recon.response import turned
@@ -49,6 +50,7 @@ AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLef
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
 RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "mouthClose", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
 LEADERS = ("jawOpen", "eyeBlink")  # explain first
+BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away under a lid has no texture to follow
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 
@@ -96,12 +98,16 @@ class Identity:
 
 
 def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
-          model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None, withheld: Sequence[int] = ()) -> Track:
+          model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None, withheld: Sequence[int] = (),
+          pictures: Sequence[np.ndarray] | np.ndarray | None = None) -> Track:
     """Fit the model to landmarks points (T,478|68,2) px of frames with `valid` (T,); torso stays empty (T,0).
 
     withheld: landmarks that must not influence the fit, so that they can measure it (they still decide which frames are looked at).
+    pictures: the frames (height,width,3) uint8 RGB that the landmarks were found in; with them and `config.photometric` poses and expressions are
+    refined by the pixels (see `recon.photometric`).
 
-    `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px.
+    `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px,
+    photometric (mean difference of local contrast before and after; None when there was no refinement).
     Raises InputError when no frame is valid or the model has no such landmarks.
     """
     clock = time.perf_counter()
@@ -113,7 +119,8 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         problem = make_problem(points, valid, width, height, model, config)
         problem.base[list(withheld)] = problem.stable[list(withheld)] = problem.corrected[list(withheld)] = 0
         identity = solve_identity(problem, config)
-        track, projected = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config)
+        track, projected, photometric = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config,
+                                                      pictures if config.photometric else None)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
         expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
         expression[:, columns] = track.expression
@@ -123,7 +130,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         error = np.linalg.norm(projected - points, axis=-1)[valid][:, measured]
         iod = lm.interocular(points[valid])
         diagnostics.update(landmark_error_px=float(error.mean()), landmark_error_iod=float((error.mean(1) / iod).mean()),
-                           focal_px=identity.focal, seconds=time.perf_counter() - clock, projected=projected, iod_px=float(np.median(iod)))
+                           focal_px=identity.focal, seconds=time.perf_counter() - clock, projected=projected, iod_px=float(np.median(iod)), photometric=photometric)
     return track
 
 
@@ -313,8 +320,8 @@ def _each_chunk(problem: Problem, work: Callable[[np.ndarray], None]) -> None:
 
 
 def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
-                  model: MorphableModel, config: FitConfig) -> tuple[Track, np.ndarray]:
-    """Poses, gaze, then expressions beside both; gaps filled, smooth without lag. Returns the track and its landmarks (T,N,2) px.
+                  model: MorphableModel, config: FitConfig, pictures: Sequence[np.ndarray] | np.ndarray | None) -> tuple[Track, np.ndarray, tuple[float, float] | None]:
+    """Poses, gaze, then expressions beside both; gaps filled, smooth without lag. Returns the track, its landmarks (T,N,2) px and what pixels changed.
 
     Expressions are fitted under the unsmoothed pose: where the detector shakes the whole face, the pose takes it up, not the lips.
     """
@@ -323,17 +330,28 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     certainty = np.where(valid, 1.0, 0.05)
     per_second = (fps / 25) ** 4  # the same cut-off in Hz at any frame rate
     smooth = lambda x, strength: whittaker(fill_gaps(x, valid, clip_starts), strength * per_second, clip_starts, certainty)  # noqa: E731
-    relative = relative_to_frontal(matrix_to_axis_angle(np.where(valid[:, None, None], R, FRONTAL)))
-    rotation, translation = from_frontal(smooth(relative, config.pose_smoothing)), smooth(t, config.pose_smoothing)
-    gaze, looks = np.zeros((len(t), 2, 2)), None
-    if points.shape[1] == 478 and model.eye_centres is not None:
+
+
+    def settle() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Smooth poses, and the gaze and eyeLook coefficients beside them."""
+        relative = relative_to_frontal(matrix_to_axis_angle(np.where(valid[:, None, None], R, FRONTAL)))
+        rotation, translation = from_frontal(smooth(relative, config.pose_smoothing)), smooth(t, config.pose_smoothing)
+        if points.shape[1] != 478 or model.eye_centres is None:
+            return rotation, translation, np.zeros((len(t), 2, 2)), None
         gaze = find_gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
-        looks = looks_of(names, gaze)
+        return rotation, translation, gaze, looks_of(names, gaze)
+
+    rotation, translation, gaze, looks = settle()
+
     def refit(chunk: np.ndarray) -> None:
         e[chunk] = fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
                                    None if looks is None else looks[chunk])
 
     _each_chunk(problem, refit)
+    photometric = None
+    if pictures is not None:
+        R, t, e, photometric = refine(problem, identity, model, pictures, R, t, e, looks, config)
+        rotation, translation, gaze, looks = settle()
     fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
     e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
     if looks is not None:
@@ -346,7 +364,32 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(focal, width, height, len(t)), shape=identity.shape, expression=e,
                   rotation=rotation, translation=translation, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
                   expression_names=names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
-    return track, seen + np.array([width / 2, height / 2])
+    return track, seen + np.array([width / 2, height / 2]), photometric
+
+
+def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Sequence[np.ndarray] | np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
+           looks: np.ndarray | None, config: FitConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+    """Poses and expressions of valid frames by the pixels: keyframes make textures, all frames follow them. looks (T,E): coefficients to keep, NaN = solve.
+
+    Returns R, t, e and the keyframes' mean difference of local contrast before and after.
+    """
+    lowest, highest = np.repeat(problem.lower[None], len(e), 0), np.repeat(problem.upper[None], len(e), 0)
+    if looks is not None:
+        lowest, highest = (np.where(np.isfinite(looks), looks, bound).astype(np.float32) for bound in (lowest, highest))
+    lids = [i for i, name in enumerate(problem.names) if name.startswith(BY_LANDMARKS)]
+    lowest[:, lids] = highest[:, lids] = e[:, lids]
+    refiner = Refiner(problem, identity, model, pictures, _prior(problem, WEAK), lowest, highest, jaw_pair(problem.names), ROBUST)
+    frames = _keyframes(problem, config.keyframes)
+    _, textures, change = refiner.learn(Poses(frames, R[frames], t[frames], e[frames]))
+    R, t, e = R.copy(), t.copy(), e.copy()
+
+    def follow(chunk: np.ndarray) -> None:
+        for part in np.split(chunk, np.arange(BATCH, len(chunk), BATCH)):
+            found = refiner.follow(Poses(part, R[part], t[part], e[part]), textures)
+            R[part], t[part], e[part] = found.R, found.t, found.e
+
+    _each_chunk(problem, follow)
+    return R, t, e, change
 
 
 def find_gaze(problem: Problem, identity: Identity, rotation: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],

@@ -69,10 +69,11 @@ def least(what: str, limit: float, value: float, note: str = "") -> Row:
 
 def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...] = (),
         exact: bool = False) -> tuple[Track, dict[str, Any]]:
-    """Solve one sequence; exact: its landmarks do not come from a detector."""
+    """Fit one sequence; exact: its landmarks do not come from a detector and leave the pixels nothing to add."""
     report: dict[str, Any] = {}
     model = load_model().without_response() if exact else load_model()
-    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld), report
+    pictures = clip.pictures() if clip.pictures and config.photometric and not exact else None
+    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld, pictures), report
 
 
 def laid_over(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -160,7 +161,8 @@ def jitter(cache: Path, identities: int) -> list[Row]:
     shake, raw, steps, raw_steps, kept, unsmoothed = ([] for _ in range(6))
     for number in range(identities):
         clip = still_phantom(cache, number)
-        for config, rms, step, amplitude in ((FitConfig(), shake, steps, kept), (FitConfig(pose_smoothing=0, expression_smoothing=0), raw, raw_steps, unsmoothed)):
+        single = FitConfig(pose_smoothing=0, expression_smoothing=0, photometric=False)
+        for config, rms, step, amplitude in ((FitConfig(), shake, steps, kept), (single, raw, raw_steps, unsmoothed)):
             track, _ = fit(clip, config)
             still = track.rotation[:STILL]
             U, _, Vt = np.linalg.svd(axis_angle_to_matrix(still).mean(0))
@@ -172,7 +174,7 @@ def jitter(cache: Path, identities: int) -> list[Row]:
             amplitude += [lid[s : s + 6].max() - rest for s in BLINKS]
     a, b, c, d = map(root_mean_square, (shake, raw, steps, raw_steps))
     return [most("still head: pose jitter (deg RMS)", 0.05, a, f"{identities} identities; about the mean of {STILL} frames"),
-            most("still head: jitter against per-frame fitting (ratio)", 0.5, a / b, f"per frame {b:.3f} deg"),
+            most("still head: jitter against per-frame fitting (ratio)", 0.5, a / b, f"each frame's landmarks alone {b:.3f} deg"),
             Row("still head: from frame to frame (deg RMS)", "", c, None, f"per frame {d:.3f}, ratio {c / d:.2f}"),
             least("six-frame blink: amplitude kept (%)", 90, 100 * np.mean(kept), f"worst {100 * min(kept):.0f}; fitted per frame {100 * np.mean(unsmoothed):.0f}")]
 
@@ -214,8 +216,11 @@ def speed(cache: Path, data: Path | None) -> list[Row]:
     else:
         parts = [wide_phantom(cache, n) for n in range(3)]
         clip = Footage("phantoms", np.concatenate([p.points for p in parts] * 4), np.concatenate([p.valid for p in parts] * 4), parts[0].width, parts[0].height)
-    seconds = min(fit(clip)[1]["seconds"] for _ in range(2))
+    seconds = min(fit(clip, FitConfig(photometric=False))[1]["seconds"] for _ in range(2))
     rows = [least("solve (frames/s)", 250, len(clip.valid) / seconds, f"{len(clip.valid)} frames in {seconds:.2f} s, best of 2")]
+    if clip.pictures:
+        more = fit(clip)[1]["seconds"] - seconds
+        rows.append(Row("refinement by the pixels (ms a frame)", "", 1000 * more / len(clip.valid), None, f"{more:.2f} s"))
     if "macron" in clips:
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
@@ -236,7 +241,7 @@ def live(data: Path | None, frames: int = 300) -> list[Row]:
     with one_blas_thread():
         said = list(track_frames(((i / 25, f) for i, f in enumerate(pictures)), load_model(), clock=clock))
     found = lm.load_detector("mediapipe").detect(pictures)
-    track, _ = fit(Footage("live", found.points, found.valid, 512, 512))
+    track, _ = fit(Footage("live", found.points, found.valid, 512, 512, pictures=lambda: np.stack(pictures)))
     settled = slice(100, None)
     turned = np.degrees(angle_between(np.array([f.rotation for f in said]), track.rotation))[settled]
     jaw, lid = ((np.array([f.expression[n] for f in said])[settled], track.column(n)[settled]) for n in ("jawOpen", "eyeBlinkLeft"))
@@ -252,9 +257,10 @@ def adam(cache: Path, budget: float) -> list[Row]:
 
     clip = wide_phantom(cache, 0)
     focal = float(clip.truth.camera.K[0, 0])
-    fit(clip, FitConfig(focal=focal))  # once before, so that no import is timed
+    config = FitConfig(focal=focal, photometric=False)  # the baseline has landmarks only
+    fit(clip, config)  # once before, so that no import is timed
     begun = time.perf_counter()
-    ours, report = fit(clip, FitConfig(focal=focal))
+    ours, report = fit(clip, config)
     seconds, use = time.perf_counter() - begun, clip.valid
     aim = float(landmark_errors(clip, report).mean()) / 100
     turn = float(np.degrees(np.median(angle_between(ours.rotation, clip.truth.rotation)[use])))
