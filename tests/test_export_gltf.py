@@ -213,6 +213,26 @@ def test_bad_requests_and_bad_files_are_one_sentence(scene, glb, tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400, name
 
 
+def picture() -> bytes:
+    """A small PNG."""
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def test_the_texture_is_inside(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(gltf, "scene_texture", lambda scene: picture())
+    gltf.write(scene, tmp_path / "a.glb", ExportOptions())
+    reader = Reader(tmp_path / "a.glb")
+    image = reader.file.images[reader.file.textures[reader.file.materials[0].pbrMetallicRoughness.baseColorTexture.index].source]
+    view = reader.file.bufferViews[image.bufferView]
+    assert image.mimeType == "image/png" and reader.blob[view.byteOffset : view.byteOffset + view.byteLength] == picture()
+
+
 def split(path: Path) -> tuple[dict, bytes]:
     """JSON and binary of a .glb."""
     data = path.read_bytes()
@@ -244,7 +264,8 @@ def issues_of(path: Path) -> dict:
 
 @pytest.mark.skipif(shutil.which("node") is None or validator() is None, reason="npm's gltf-validator is not installed: npm install gltf-validator, THNERF_NODE_MODULES=…/node_modules")
 @pytest.mark.parametrize("options", [ExportOptions(), ExportOptions(eyes="blendshape")])
-def test_khronos_validator_finds_nothing(scene, tmp_path, options):
+def test_khronos_validator_finds_nothing(scene, tmp_path, options, monkeypatch):
+    monkeypatch.setattr(gltf, "scene_texture", lambda scene: picture())
     gltf.write(scene, tmp_path / "a.glb", options)
     issues = issues_of(tmp_path / "a.glb")
     assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"]

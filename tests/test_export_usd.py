@@ -209,6 +209,43 @@ def test_a_model_with_joints_is_posed_by_its_skeleton(usd, tmp_path):
         np.testing.assert_allclose(skinned(stage_of(tmp_path / "a.usda"), i), want, atol=0.02)
 
 
+def test_texture_and_sound_lie_beside_the_file(scene, usd, tmp_path, monkeypatch):
+    import dataclasses
+    import io
+
+    from PIL import Image
+    from pxr import UsdShade
+
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(png, format="PNG")
+    monkeypatch.setattr(usd, "scene_texture", lambda scene: png.getvalue())
+    (tmp_path / "speech.wav").write_bytes(b"RIFF")
+    usd.write(dataclasses.replace(scene, audio=tmp_path / "speech.wav"), tmp_path / "out" / "me.usda", ExportOptions(start_frame=10))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["me.usda", "me.wav", "me_texture.png"]
+    stage = stage_of(tmp_path / "out" / "me.usda")
+    assert validate(stage) == []
+    mesh = next(p for p in stage.Traverse() if p.GetTypeName() == "Mesh")
+    material = UsdShade.MaterialBindingAPI(mesh).ComputeBoundMaterial()[0]
+    surface = material.ComputeSurfaceSource()[0]
+    source = surface.GetInput("diffuseColor").GetConnectedSources()[0][0].source
+    assert UsdShade.Shader(source.GetPrim()).GetInput("file").Get().path == "./me_texture.png"
+    sound = next(p for p in stage.Traverse() if p.GetTypeName() == "SpatialAudio")
+    assert sound.GetAttribute("filePath").Get().path == "./me.wav" and sound.GetAttribute("startTime").Get() == 10
+
+
+def test_names_that_no_prim_may_have(scene, usd, tmp_path):
+    """Blend shapes keep their names as tokens; only their prims are renamed, each to a name of its own."""
+    import dataclasses
+
+    names = ("a b", "a-b", "1", *scene.model.expression_names[3:])
+    odd = Scene(scene.track.replace(expression_names=names), "9 lives.", dataclasses.replace(scene.model, expression_names=names))
+    usd.write(odd, tmp_path / "a.usdc", ExportOptions())
+    assert validate(stage_of(tmp_path / "a.usdc")) == []
+    found = usd.read(tmp_path / "a.usdc", ExportOptions())
+    assert found.names == names
+    np.testing.assert_allclose(found.weights, scene.track.expression, atol=1e-6)
+
+
 def test_bad_requests_and_bad_files_are_one_sentence(scene, usd, tmp_path):
     with pytest.raises(InputError, match="usdz"):
         usd.write(scene, tmp_path / "a.usdz", ExportOptions())

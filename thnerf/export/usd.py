@@ -16,7 +16,6 @@ world. Needs usd-core.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from render.files import InputError, StageError, atomic_path
+from thnerf.export.names import identifiers
 from thnerf.export.options import ExportOptions, Imported
 from thnerf.export.rig import Rig, make_rig, quaternions
 from thnerf.export.scene import Scene
@@ -88,19 +88,13 @@ def _beside(scene: Scene, path: Path) -> dict[str, str]:
     return out
 
 
-def identifier(name: str) -> str:
-    """A name that a prim may have."""
-    text = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-    return "_" + text if text[0].isdigit() else text
-
-
 class _Stage:
     """Fills a layer prim by prim through Sdf, which is much faster than UsdStage for many time samples."""
 
     def __init__(self, layer: Any, scene: Scene, rig: Rig, options: ExportOptions, beside: dict[str, str]) -> None:
         self.layer, self.scene, self.rig, self.options, self.beside = layer, scene, rig, options, beside
         self.first = options.first_frame(scene.track.fps)
-        self.root = "/" + identifier(scene.name)
+        self.root = "/" + identifiers([scene.name])[0]
 
     def write(self) -> None:
         """Everything."""
@@ -205,7 +199,7 @@ class _Stage:
         self.attribute(mesh, "primvars:skel:geomBindTransform", "Matrix4d", Gf.Matrix4d(1))
         self.attribute(mesh, "primvars:skel:jointIndices", "IntArray", Vt.IntArray.FromNumpy(rig.influences.astype(np.int32).ravel()), interpolation="vertex", elementSize=4)
         self.attribute(mesh, "primvars:skel:jointWeights", "FloatArray", Vt.FloatArray.FromNumpy(rig.strengths.astype(np.float32).ravel()), interpolation="vertex", elementSize=4)
-        labels = [identifier(s.name) for s in rig.shapes]
+        labels = identifiers(s.name for s in rig.shapes)
         self.attribute(mesh, "skel:blendShapes", "TokenArray", Vt.TokenArray([s.name for s in rig.shapes]), uniform=True)
         self.relation(mesh, "skel:blendShapeTargets", *(f"/Head/Mesh/{label}" for label in labels))
         for label, shape in zip(labels, rig.shapes):
@@ -303,6 +297,6 @@ def _vectors(values: np.ndarray) -> Any:
 def _paths(rig: Rig) -> list[str]:
     """Joints as UsdSkel names them: with their parents, head/eye_left."""
     out: list[str] = []
-    for name, parent in zip(rig.joints, rig.parents):
-        out.append((out[parent] + "/" if parent >= 0 else "") + identifier(name))
+    for name, parent in zip(identifiers(rig.joints), rig.parents):
+        out.append((out[parent] + "/" if parent >= 0 else "") + name)
     return out
