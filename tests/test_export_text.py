@@ -460,6 +460,58 @@ def test_run_lengths_of_a_clip(subject, tmp_path):
     np.testing.assert_allclose(track.column("jawOpen"), [0.5, 0.25, 0.25, 0.25, 0, 0])
 
 
+def test_the_commands_make_the_artists_loop(scene, tmp_path, capsys):
+    """Export, change one curve, import: that curve is new, all others are as they were, and what nobody knows is said."""
+    from recon.track import Track
+    from thnerf.cli import main
+
+    subject = small_subject(tmp_path / "subject", scene.track)
+    assert main(["export", str(subject.path), "--to", "csv", "-o", str(tmp_path / "a.csv"), "--json"]) == 0
+    table = list(csv.reader((tmp_path / "a.csv").open(newline="")))
+    k = table[0].index("jawOpen")
+    for row in table[1:]:
+        row[k] = "0.125"
+    table = [row + [extra] for row, extra in zip(table, ["tail_wag"] + ["1"] * FRAMES)]
+    (tmp_path / "b.csv").write_text("\n".join(",".join(row) for row in table) + "\n")
+    capsys.readouterr()
+    assert main(["import", str(tmp_path / "b.csv"), "--subject", str(subject.path), "-o", str(tmp_path / "b.npz"), "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["unknown"] == ["tail_wag"] and report["frames"] == FRAMES and "tail_wag" in captured.err
+    track = Track.load(tmp_path / "b.npz")
+    np.testing.assert_allclose(track.column("jawOpen"), 0.125)
+    rest = [i for i, n in enumerate(track.expression_names) if n != "jawOpen"]
+    np.testing.assert_allclose(track.expression[:, rest], scene.track.expression[:, rest], atol=1e-6)
+    np.testing.assert_allclose(track.torso, scene.track.torso)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["import", "{}/a.txt", "--subject", "{}/s", "-o", "{}/o.npz"], "has no ending that says what it is"),
+    (["import", "{}/none.csv", "--subject", "{}/s", "-o", "{}/o.npz"], "cannot be read"),
+    (["import", "{}/a.csv", "--subject", "{}/s", "-o", "{}/o.csv"], "written as .npz"),
+    (["import", "{}/a.csv", "--subject", "{}/s", "-o", "{}/o.npz", "--fps", "0"], "--fps"),
+    (["export", "--to", "csv", "-o", "{}/o.csv"], "name what to export"),
+    (["export", "{}/s", "--to", "livelink", "-o", "{}/o.csv", "--timecode", "1:2"], "no timecode"),
+    (["export", "{}/s", "--to", "livelink", "-o", "{}/o.csv", "--timecode", "00:00:01:00", "--start-frame", "3"], "give one of them")])
+def test_bad_commands_end_in_one_sentence(scene, tmp_path, capsys, arguments, words):
+    from thnerf.cli import main
+
+    small_subject(tmp_path / "s", scene.track)
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.csv").write_text("time,jawOpen\n0,0\n0.04,1\n")
+    capsys.readouterr()
+    assert main([a.format(tmp_path) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "o.npz").exists() and not (tmp_path / "o.csv").exists()
+
+
+def test_timecode_of_the_first_frame(tmp_path):
+    export_scene(moving_scene(3), tmp_path / "a.csv", "livelink", ExportOptions(timecode="01:00:00:24"))
+    rows = list(csv.DictReader((tmp_path / "a.csv").open(newline="")))
+    assert [r["Timecode"] for r in rows] == ["01:00:00:24.000", "01:00:01:00.000", "01:00:01:01.000"]
+
+
 # ---- names ----
 
 @pytest.mark.parametrize("spelt, meant", [("JawOpen", "jawOpen"), ("jaw_open", "jawOpen"), ("JAWOPEN", "jawOpen"), ("head_blendShape.jawOpen", "jawOpen"),

@@ -99,3 +99,19 @@ def test_a_face_without_arkit_weights_is_refused(listener):
     track = moving_track(2).replace(expression_names=tuple(f"e{i}" for i in range(52)))
     with LiveLinkSink(f"127.0.0.1:{listener.getsockname()[1]}", 25.0) as sink, pytest.raises(InputError, match="ARKit"):
         sink.send(next(track_lines(track)))
+
+
+def test_track_sends_what_it_prints(listener, monkeypatch, capsys):
+    """`thnerf track --livelink` hands every frame to the sink."""
+    import recon.live
+    from thnerf.cli import main
+
+    def track_live(source, stream, also, **rest):
+        for motion in track_lines(moving_track(3)):
+            also(motion)
+        return {"frames": 3}
+
+    monkeypatch.setattr(recon.live, "track_live", track_live)
+    assert main(["track", "--camera", "0", "--livelink", f"127.0.0.1:{listener.getsockname()[1]}", "--livelink-fps", "25", "--json"]) == 0
+    assert '"livelink_sent": 3' in capsys.readouterr().out
+    assert [unpack(listener.recv(2048))[2][0] for _ in range(3)] == [0, 1, 2]

@@ -16,9 +16,9 @@ FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
 
 
 def export(
-    source: Positional[Path],
     to: FormatName,
     out: Annotated[Path, arg(aliases=["-o"])],
+    source: Positional[Optional[Path]] = None,
     audio: Optional[Path] = None,
     model: Optional[Path] = None,
     direction: Directed = Direction(),
@@ -30,10 +30,10 @@ def export(
     Example: thnerf export subjects/me --to livelink -o me.csv
 
     Args:
-        source: A subject folder or a Track .npz.
         to: The format.
         out: The file to write.
-        audio: Export the motion predicted for this sound instead of the fitted track (needs a trained subject).
+        source: A subject folder or a Track .npz; left out, the default head speaks --audio.
+        audio: Export the motion predicted for this sound instead of the fitted track (needs a trained subject, or no source).
         model: File of the face model of a bare Track that is not of the default one; formats with a mesh need it.
     """
     from thnerf.export import export_scene, make_scene

@@ -74,7 +74,7 @@ def gaze_of_looks(names: tuple[str, ...], weights: np.ndarray) -> Optional[np.nd
 
 def make_scene(source: str | Path | None, options: ExportOptions = ExportOptions(), audio: str | Path | None = None, model: str | Path | None = None,
                run: str = "default", direction: Direction = Direction()) -> Scene:
-    """What a command line means: a subject folder's own motion, a Track .npz, or with `audio` a subject's predicted one.
+    """What a command line means: a subject folder's own motion, a Track .npz, or with `audio` a subject's predicted one; without a source the default head's.
 
     model: file of the face model, where `source` is a bare Track of another than the default one. run: whose speech network predicts.
     direction: how the subject performs (`thnerf.performance`); of a bare Track what changes a Track. Raises InputError when `source` is neither, when `audio` comes with a bare Track, when the run holds no speech
@@ -90,15 +90,20 @@ def make_scene(source: str | Path | None, options: ExportOptions = ExportOptions
             found = None
         else:
             raise InputError(f"the track belongs to the face model {track.model_id}, not to {found.model_id}; name the file of its model with --model")
-    name = subject.path.resolve().name if subject is not None else Path(str(source)).stem
+    name = subject.path.resolve().name if subject is not None else Path(str(source if source is not None else audio)).stem
     return Scene(track if options.fps is None else track.resample(options.fps), name, found, sound, subject)
 
 
 def _motion(source: str | Path | None, audio: str | Path | None, run: str, direction: Direction) -> tuple[Track, Optional[Subject], Optional[Path]]:
     """Track, subject and sound file of a command line."""
+    plain = direction.text is None and direction.drive is None and direction.pose is None
     if source is None:
-        raise InputError("name what to export: a subject folder or a Track .npz; with --audio a trained subject folder")
-    source, plain = Path(source), direction.text is None and direction.drive is None and direction.pose is None
+        if audio is None or not plain:
+            raise InputError("name what to export: a subject folder, a Track .npz, or --audio alone, which the default head then speaks")
+        from thnerf.animate import animate
+
+        return direct(animate(audio, seed=direction.seed), direction), None, Path(audio)
+    source = Path(source)
     if not source.is_dir():
         if audio is not None or not plain:
             raise InputError(f"--audio, --text, --drive and --pose need a subject folder to perform through, and {source} is none; give the folder instead")
