@@ -231,7 +231,8 @@ def _without_short_runs(mask: np.ndarray, value: bool, length: int) -> np.ndarra
 
 @dataclass(frozen=True)
 class Heard:
-    """A sound, as the networks see it: features (4 T + 1, bands), activity (T,) of the voice, pause and rest (T,) from 0 to 1.
+    """A sound, as the networks see it: features (4 T + 1, bands), activity (T,) of the voice, pause and rest (T,) from 0 to 1,
+    bilabial (T,) the probability of /p b m/ where it was asked for.
 
     In a rest (a long pause) the mouth is closed; in a short pause only as far as this subject does that, who may be drawing breath.
     """
@@ -240,6 +241,7 @@ class Heard:
     pause: np.ndarray
     rest: np.ndarray
     activity: np.ndarray
+    bilabial: np.ndarray | None = None
 
 
 def hear(samples: np.ndarray, fps: float, frames: int, encode: Callable[[np.ndarray, float], np.ndarray] | None = None) -> Heard:

@@ -19,10 +19,10 @@ from tyro.conf import FlagCreatePairsOff
 
 from render.files import InputError, StageError, finite
 from thnerf.commands.footage import doctor, fit, model, phantom, track
-from thnerf.commands.speech import demo, evaluate, render, stream, train, view
+from thnerf.commands.speech import animate, demo, evaluate, render, stream, train, view
 from thnerf.commands.tracks import export, import_motion, mesh, retarget
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, track, train, render, stream, evaluate, view, export, mesh, phantom, model, retarget)}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {f.__name__: f for f in (demo, doctor, fit, track, train, animate, render, stream, evaluate, view, export, mesh, phantom, model, retarget)}
 COMMANDS["import"] = import_motion  # a word that no function can have for a name
 
 

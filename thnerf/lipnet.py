@@ -213,12 +213,12 @@ def fit_member(train: Sequence[Stretch], validation: Sequence[Stretch], weights:
         if done >= looked or done >= 1:
             looked = done + 0.1
             current = [p.detach().clone() for p in net.parameters()]
-            _assign(net, average)
+            assign(net, average)
             score = validation_loss(net, validation, w, g)
             if score < best_loss:
                 best, best_loss = [p.clone() for p in average], score
-            _assign(net, current)
-    _assign(net, best if best is not None else average)
+            assign(net, current)
+    assign(net, best if best is not None else average)
     net.eval()
     return net, [net.predict(s.features, len(s)) for s in validation], step
 
@@ -255,6 +255,7 @@ def validation_loss(net: LipNet, validation: Sequence[Stretch], weights: torch.T
 
 
 @torch.no_grad()
-def _assign(net: LipNet, values: Sequence[torch.Tensor]) -> None:
+def assign(net: LipNet, values: Sequence[torch.Tensor]) -> None:
+    """Set the parameters of `net`, in their order."""
     for p, v in zip(net.parameters(), values):
         p.copy_(v)

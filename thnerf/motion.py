@@ -253,16 +253,22 @@ class Speaker:
         self.left, self.right = max(n.left for n in nets), max(n.right for n in nets)
 
     def hear(self, samples: np.ndarray, frames: int) -> audio.Heard:
-        """Mono samples (n,) at audio.RATE as the networks need them, for `frames` frames."""
-        return audio.hear(samples, self.fps, frames, self.encoder.encode)
+        """Mono samples (n,) at audio.RATE as the networks need them, for `frames` frames, with bilabials where pocketsphinx is installed."""
+        from thnerf.bilabials import heard_bilabials
+
+        heard = audio.hear(samples, self.fps, frames, self.encoder.encode)
+        return dataclasses.replace(heard, bilabial=heard_bilabials(samples, self.fps, frames))
 
     def lips(self, heard: audio.Heard) -> np.ndarray:
         """(T, number of speech coefficients) from the whole sound."""
+        from thnerf.speech_prior import Said
+
         frames = len(heard.rest)
         x = np.pad(heard.features[: 4 * frames + self.right], ((self.left, 0), (0, 0)), mode="edge")
         x = np.pad(x, ((0, max(0, 4 * frames + self.left + self.right - len(x))), (0, 0)), mode="edge")
-        parts = [self.window(x[4 * a : 4 * min(a + CHUNK, frames) + self.left + self.right]) for a in range(0, frames, CHUNK)]
-        z, closed, voice = (np.concatenate(p) for p in zip(*parts))
+        parts = [self._window(x[4 * a : 4 * min(a + CHUNK, frames) + self.left + self.right]) for a in range(0, frames, CHUNK)]
+        z, odds, voice = (np.concatenate(p) for p in zip(*parts))
+        closed = Said(np.zeros((frames, 0)), odds, voice).closed_with(heard.bilabial)
         return self.mouth(z, closed, np.maximum(heard.rest, 1 - self.voice(voice)), heard.pause)
 
     def window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -270,15 +276,22 @@ class Speaker:
 
         Row 0 is feature 4 i − left of the first frame i. However a sound is cut into windows, its frames come out the same.
         """
+        from thnerf.speech_prior import Said
+
+        z, odds, voice = self._window(features)
+        return z, Said(np.zeros((len(z), 0)), odds, voice).closed, voice
+
+    def _window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`window` with the log odds of closed lips in place of how far they are closed."""
         n = (len(features) - self.left - self.right) // 4
         inner = lambda net: features[self.left - net.left : self.left + 4 * n + net.right]  # noqa: E731
         part = lambda x, net: x[self.left - net.left : self.left + 4 * n + net.right]  # noqa: E731
         x = (features - self.t["mean"]) / self.t["spread"]
         z = sum(net.window(part(x, net)) for net in self.nets) / len(self.nets) * self.t["gain"]
         if self.prior.encoder != self.encoder.name:
-            return z, np.zeros(n, np.float32), np.ones(n, np.float32)
+            return z, np.full(n, -9.0, np.float32), np.ones(n, np.float32)
         said = self.prior.read(self.prior.net.window((part(features, self.prior.net) - self.prior.mean) / self.prior.spread))
-        return z, said.closed, said.voice
+        return z, said.odds, said.voice
 
     def voice(self, probability: np.ndarray) -> np.ndarray:
         """Probability of speech (T,) → how much of it moves the mouth (T,): see `thnerf.speech_prior.speaking`."""
@@ -309,7 +322,7 @@ class Speaker:
         return out.astype(np.float32)
 
 
-def _samples(sound: np.ndarray | str | Path, rate: int) -> np.ndarray:
+def checked_samples(sound: np.ndarray | str | Path, rate: int) -> np.ndarray:
     """Samples at audio.RATE from samples at `rate` or a file; warns when all is silent. Raises InputError for bad samples."""
     if isinstance(sound, (str, Path)):
         samples = audio.load_audio(sound)
@@ -335,7 +348,7 @@ def predict_track(subject: Subject, run_dir: Path, sound: np.ndarray | str | Pat
     `PoseModel.sample`.
     Raises InputError for unusable sound, a run without a speech network, and an unknown pose.
     """
-    speaker, samples = Speaker(subject, run_dir), _samples(sound, rate)
+    speaker, samples = Speaker(subject, run_dir), checked_samples(sound, rate)
     source, base = subject.track, speaker.fps
     fps = float(fps or base)
     wanted = max(1, round(len(samples) / audio.RATE * fps))
@@ -367,5 +380,5 @@ def predict_track(subject: Subject, run_dir: Path, sound: np.ndarray | str | Pat
 def predict_expression(subject: Subject, run_dir: Path, samples: np.ndarray, rate: int, frames: int, seed: int = 0) -> np.ndarray:
     """Expression (frames, E) float32 for the sound of `frames` video frames at the subject's fps (evaluation: the pose comes from elsewhere)."""
     speaker = Speaker(subject, run_dir)
-    heard = speaker.hear(_samples(samples, rate), frames)
+    heard = speaker.hear(checked_samples(samples, rate), frames)
     return speaker.expression(heard, speaker.states(heard, seed))

@@ -22,8 +22,10 @@ FILE = "speech_prior.safetensors"
 VERSION = 1
 SIDED = ("mouthPress", "mouthUpperUp", "mouthLowerDown", "mouthStretch", "mouthSmile")
 """Channels that stand for a Left and a Right expression."""
-CLOSING = (-2.0, -0.5)
-"""Log odds of a bilabial at which the lips begin to close, and at which they are closed."""
+CLOSING = (-1.6, -0.8)
+"""Log odds of a bilabial by the network alone at which the lips begin to close, and at which they are closed."""
+JOINT_CLOSING = (-2.3, -1.7)
+"""The same for the mean of the network's log odds and those of `thnerf.bilabials`."""
 HEARD = 0.5
 """Probability of speech below which a frame is taken for something else."""
 _OPENING = ("mouthLowerDown", "mouthUpperUp", "mouthFunnel", "mouthStretch", "tongueOut", "mouthShrugLower")
@@ -31,11 +33,23 @@ _OPENING = ("mouthLowerDown", "mouthUpperUp", "mouthFunnel", "mouthStretch", "to
 
 @dataclass(frozen=True)
 class Said:
-    """What the prior makes of a sound: weights (T, C) of its channels, closed (T,) lips from 0 to 1, voice (T,) probability of speech."""
+    """What the prior makes of a sound: weights (T, C) of its channels, odds (T,) the log odds of a bilabial, voice (T,) probability of speech."""
 
     weights: np.ndarray
-    closed: np.ndarray
+    odds: np.ndarray
     voice: np.ndarray
+
+    @property
+    def closed(self) -> np.ndarray:
+        """How far the lips are closed for /p b m/, (T,) from 0 to 1, by the network alone."""
+        return _ramp(self.odds, CLOSING)
+
+    def closed_with(self, bilabial: np.ndarray | None) -> np.ndarray:
+        """The same, by the network and the probability (T,) of a bilabial that `thnerf.bilabials` hears, where there is one."""
+        if bilabial is None:
+            return self.closed
+        heard = np.clip(bilabial, 1e-3, 1 - 1e-3)
+        return _ramp(0.5 * (self.odds + np.log(heard / (1 - heard))), JOINT_CLOSING)
 
 
 @dataclass(frozen=True)
@@ -64,27 +78,30 @@ class SpeechPrior:
     def read(self, outputs: np.ndarray) -> Said:
         """Outputs (T, …) of the network, of `predict` or `window`, each frame on its own."""
         count = len(self.channels)
-        low, high = CLOSING
-        closed = np.clip((outputs[:, count] - low) / (high - low), 0, 1)
-        voice = 1 / (1 + np.exp(-outputs[:, count + 1]))
-        return Said(np.clip(outputs[:, :count] * self.scale, 0, 1), closed.astype(np.float32), voice.astype(np.float32))
+        voice = 1 / (1 + np.exp(-np.clip(outputs[:, count + 1], -30, 30)))
+        return Said(np.clip(outputs[:, :count] * self.scale, 0, 1), outputs[:, count], voice.astype(np.float32))
 
-    def expression(self, said: Said, names: Sequence[str], rest: np.ndarray | None = None) -> np.ndarray:
-        """ARKit weights (T, E) float32 for expressions `names`: lips brought together where they are closed, at ease where `rest` (T,) is 1."""
-        weight = dict(zip(self.channels, said.weights.T.astype(np.float64)))
+    def expression(self, weights: np.ndarray, closed: np.ndarray, rest: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """ARKit weights (T, E) float32 for expressions `names` from channels (T, C): lips brought together where `closed` (T,) is 1, at ease where `rest` (T,) is."""
+        weight = dict(zip(self.channels, weights.T.astype(np.float64)))
         for name in _OPENING:
-            weight[name] = weight[name] * (1 - said.closed)
-        weight["jawOpen"] = weight["jawOpen"] * (1 - 0.75 * said.closed)
+            weight[name] = weight[name] * (1 - closed)
+        weight["jawOpen"] = weight["jawOpen"] * (1 - 0.75 * closed)
         for name, share in (("mouthPress", 0.25), ("mouthRollLower", 0.10), ("mouthRollUpper", 0.06)):
-            weight[name] = np.maximum(weight[name], share * said.closed)
-        weight["mouthClose"] = weight["jawOpen"] * said.closed
-        awake = 1 - (rest if rest is not None else np.zeros(len(said.closed)))
-        out = np.zeros((len(said.closed), len(names)), np.float32)
+            weight[name] = np.maximum(weight[name], share * closed)
+        weight["mouthClose"] = weight["jawOpen"] * closed
+        awake = 1 - rest
+        out = np.zeros((len(weights), len(names)), np.float32)
         for i, name in enumerate(names):
             plain = next((n for n in SIDED if name in (n + "Left", n + "Right")), name)
             if plain in weight:
                 out[:, i] = weight[plain] * awake
         return out
+
+
+def _ramp(odds: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """0 up to the first end, 1 from the second."""
+    return np.clip((odds - ends[0]) / (ends[1] - ends[0]), 0, 1).astype(np.float32)
 
 
 def speaking(voice: np.ndarray, fps: float) -> np.ndarray:

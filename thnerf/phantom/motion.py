@@ -39,18 +39,10 @@ def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, m
     frames = int(round(len(samples) / rate * fps))
     if frames < 1:
         raise ValueError("the sound is shorter than one frame")
-    rng = np.random.default_rng([seed, 0x5EED])
     count = int(np.ceil(frames / fps * _RATE)) + 1
     loud = loudness(samples, rate, count)
-    stress = _stresses(phonemes, loud, rng)
     curves = mouth_weights(phonemes, loud, _RATE)
-    _face(curves, loud, stress, rng)
-    angles, shift = _head(count, loud, stress, rng)
-    angles = _look_around(angles, reach, np.random.default_rng([seed, 0x100C]))
-    gaze = _gaze(angles, rng)
-    _blinks(curves, phonemes, count, rng)
-    _lids(curves, gaze)
-    torso = _torso(angles, shift, rng)
+    angles, shift, gaze, torso = accompany(curves, phonemes, loud, seed, reach)
 
     at = np.minimum(np.round(np.arange(frames) / fps * _RATE).astype(int), count - 1)
     names = model.expression_names
@@ -61,6 +53,24 @@ def phantom_track(phonemes: Sequence[Phoneme], samples: np.ndarray, rate: int, m
         fps=fps, model_id=model.model_id, camera=camera, shape=shape, expression=expression, rotation=rotation,
         translation=place_head(model, shape, camera, rotation) + shift[at], gaze=np.repeat(gaze[at][:, None], 2, 1), torso=torso[at],
         valid=np.ones(frames, bool), expression_names=names, meta={"source": "phantom", "seed": int(seed)})
+
+
+def accompany(curves: dict[str, np.ndarray], phonemes: Sequence[Phoneme], loud: np.ndarray, seed: int,
+              reach: Sequence[float] = REACH) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What a person does besides moving the lips, at 200 Hz: brows, smile, blinks and lids are added to `curves` (ARKit name → (N,)).
+
+    phonemes: only the pauses '_' count; loud (N,): see `loudness`. Returns head angles (N,3) rad [yaw, pitch, roll], shift (N,3) mm in camera
+    axes, gaze (N,2) rad in the head frame, torso (N,4).
+    """
+    rng = np.random.default_rng([seed, 0x5EED])
+    stress = _stresses(phonemes, loud, rng)
+    _face(curves, loud, stress, rng)
+    angles, shift = _head(len(loud), loud, stress, rng)
+    angles = _look_around(angles, reach, np.random.default_rng([seed, 0x100C]))
+    gaze = _gaze(angles, rng)
+    _blinks(curves, phonemes, len(loud), rng)
+    _lids(curves, gaze)
+    return angles, shift, gaze, _torso(angles, shift, rng)
 
 
 def loudness(samples: np.ndarray, rate: int, count: int) -> np.ndarray:

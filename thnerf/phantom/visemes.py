@@ -88,7 +88,7 @@ def mouth_weights(phonemes: Sequence[Phoneme], loudness: np.ndarray, rate: float
     for name in ("jawOpen", "mouthLowerDown", "mouthUpperUp"):
         smooth[name] = smooth[name] * gain
     _bite(smooth, parts, times)
-    closure = _envelope(parts, times, "PP", hold=0.062)
+    closure = bilabial_envelope(parts, times)
     for name in _OPENING:
         smooth[name] = smooth[name] * (1 - closure)
     for name, share in (("mouthPress", 0.25), ("mouthRollLower", 0.10), ("mouthRollUpper", 0.06)):
@@ -130,6 +130,11 @@ def _bite(channels: dict[str, np.ndarray], parts: list[Phoneme], times: np.ndarr
             channels[name] = channels[name] * (1 - contact) + target * contact
         elif name in ("mouthLowerDown", "tongueOut"):
             channels[name] = channels[name] * (1 - contact)
+
+
+def bilabial_envelope(parts: list[Phoneme], times: np.ndarray) -> np.ndarray:
+    """How far the lips of `segments` must be closed at `times` (N,) s, from 0 to 1."""
+    return _envelope(parts, times, "PP", hold=0.062)
 
 
 def _envelope(parts: list[Phoneme], times: np.ndarray, viseme: str, hold: float) -> np.ndarray:
