@@ -351,14 +351,57 @@ def test_bad_calls_end_before_a_server_starts(toy, tmp_path):
             pass
 
 
+def test_what_the_page_writes_it_loads_again(toy, tmp_path):
+    pytest.importorskip("viser")
+    from types import SimpleNamespace
+
+    from thnerf.viewer.server import open_page
+
+    with open_page(toy, port=0, folder=tmp_path) as page:
+        jaw = number(page.session, "jawOpen")
+        page.session.seek(20)
+        page.session.set(jaw, 0.77, 0.4)
+        edited = page.session.result()
+        for kind, ending in (("npz", ".npz"), ("json", ".json"), ("clip", ".clip")):
+            assert "1 edits" in page._export(None, "take 1", kind)
+            file = tmp_path / f"take 1{ending}"
+            page.session.reset()
+            page._load(SimpleNamespace(name=file.name, content=file.read_bytes()))
+            assert not page.session.edits and page.session.values(20)[jaw] == pytest.approx(0.77, abs=1e-3)
+            np.testing.assert_allclose(page.session.track.expression, edited.expression, atol=1e-3)
+            page.session.set(jaw, 0.77, 0.4)
+        for name in ("../out", "/tmp/out", ".hidden", "", "a/b"):
+            with pytest.raises(InputError, match="name"):
+                page._export(None, name, "npz")
+        with pytest.raises(InputError, match="ARKit"):
+            page._export(None, "x", "livelink")
+        for upload in (SimpleNamespace(name="a.npz", content=b"nothing"), SimpleNamespace(name="../../a.glb", content=b"nothing"), SimpleNamespace(name="a.txt", content=b"")):
+            with pytest.raises(InputError) as error:
+                page._load(upload)
+            assert "/tmp" not in str(error.value)
+        page._load(SimpleNamespace(name="short.npz", content=saved_bytes(toy.track[:20], tmp_path)))
+        assert page.time.max == 19 and "footage" not in page.view.options and page.sound.heard.disabled
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["take 1.clip", "take 1.json", "take 1.npz"]
+
+
+def saved_bytes(track, folder):
+    """A Track's file."""
+    track.save(folder / "t.npz")
+    data = (folder / "t.npz").read_bytes()
+    (folder / "t.npz").unlink()
+    return data
+
+
 @contextlib.contextmanager
 def served(subject: Path, *options):
     """``thnerf view`` in a process of its own; its URL and the process, which Ctrl-C ends."""
     command = [sys.executable, "-m", "thnerf.cli", "view", str(subject), "--no-open", "--port", "0", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
-        line = process.stderr.readline()
-        assert (found := re.search(r"http://127\.0\.0\.1:\d+", line)), line + process.stderr.read()
+        said = []
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", said[-1] if said else "")):
+            said.append(process.stderr.readline())
+            assert said[-1], f"it ended without an address: {said}"
         yield found[0], process
     finally:
         if process.poll() is None:

@@ -54,6 +54,9 @@ def format_of(path: Path) -> str:
     """The name of the two-way format that a file has, by its ending and, for CSV and JSON, its first words. Raises InputError."""
     candidates = [name for name, form in FORMATS.items() if form.two_way and path.suffix.lower() in form.suffixes]
     if not candidates:
+        written = [form for form in FORMATS.values() if path.suffix.lower() in form.suffixes]
+        if written:
+            raise InputError(f"{path.name} is of a kind that is written but not read ({written[0].about}); docs/dcc.md says which of its program's formats come back")
         known = sorted({s for form in FORMATS.values() if form.two_way for s in form.suffixes})
         raise InputError(f"{path.name} has no ending that says what it is; these can be imported: {', '.join(known)}")
     if len(candidates) == 1:

@@ -12,6 +12,7 @@ import numpy as np
 from recon.solve import looks_of
 from recon.subject import Subject
 from recon.track import Track
+from render.camera import Camera
 from render.files import InputError
 from render.rotations import angle_between, axis_angle_to_matrix, from_frontal, relative_to_frontal
 from thnerf.export.formats import format_named, format_of
@@ -109,8 +110,11 @@ def _complete(found: Imported, fps: float, subject: Subject, base: Optional[Trac
     rotation, translation, torso = _pose(found, subject, origin, train)
     notes = list(found.notes)
     missing = [n for i, n in enumerate(own.expression_names) if i not in pairs]
-    if missing and len(missing) < len(own.expression_names):
-        notes.append(f"{path.name} lacks {len(missing)} expressions, which keep {'the base track' if base is not None else 'the neutral face'}: {', '.join(missing)}")
+    kept = "the base track" if base is not None else "the neutral face"
+    if missing and not pairs:
+        notes.append(f"{path.name} carries no expressions, which keep {kept}" + ("" if base is not None else "; --base TRACK.npz keeps those of another track"))
+    elif missing:
+        notes.append(f"{path.name} lacks {len(missing)} expressions, which keep {kept}: {', '.join(missing)}")
     if unknown:
         notes.append(f"{path.name} has {len(unknown)} names that the face model does not know: {', '.join(unknown)}")
     if found.camera is not None and not _same_camera(found, own):
@@ -137,9 +141,13 @@ def _is_edit(found: Imported, own: Track, fps: float) -> bool:
 
 
 def _same_camera(found: Imported, own: Track) -> bool:
-    """Whether the file's camera is the subject's, to within rounding: half a pixel, 1 mm."""
-    scale = own.camera.width / found.camera.width
-    alike = np.allclose(found.camera.K[:2] * scale, own.camera.K[:2], rtol=2e-3, atol=0.5)
+    """Whether the file's camera is the subject's, to within rounding: half a pixel, 1 mm. A picture of another shape (Blender's render size) is the same camera."""
+
+    def lens(camera: Camera) -> np.ndarray:
+        middle = np.array([[0, 0, camera.width / 2], [0, 0, camera.height / 2]])
+        return (camera.K[:2] - middle) * own.camera.width / camera.width
+
+    alike = np.allclose(lens(found.camera), lens(own.camera), rtol=2e-3, atol=0.5)
     return bool(alike and np.allclose(found.camera.world_to_camera, own.camera.world_to_camera[:1], atol=1.0 if len(own) else 0))
 
 

@@ -36,7 +36,7 @@ class Session:
         self.base = channel_values(track)
 
     def open(self, track: Track) -> None:
-        """Show another track; its edits begin empty. Raises InputError when it is empty or of another face model."""
+        """Show another track at the same frame; its edits begin empty. Raises InputError when it is empty or of another face model."""
         if track.model_id != self.track.model_id or track.expression_names != self.track.expression_names:
             raise InputError(f"the track belongs to the face model {track.model_id} and this subject to {self.track.model_id}; re-express it with thnerf retarget")
         if not len(track):
@@ -44,8 +44,9 @@ class Session:
         if track.torso.shape[1] != self.track.torso.shape[1] or len(track.shape) != len(self.track.shape):
             raise InputError("the track is of another subject: its shoulders or identity have other sizes; retarget it or fit it with this subject")
         with self._changed:
+            frame = self.frame
             self._put(track)
-            self._frame, self._started = 0.0, None
+            self._frame, self._started = float(min(frame, len(track) - 1)), None
             self.touch()
 
     def touch(self) -> None:
