@@ -30,6 +30,8 @@ class Curve:
 
     def at(self, when: np.ndarray) -> np.ndarray:
         """Values at times (T,), held before the first and after the last key."""
+        if len(self.times) > 1 and (np.diff(self.times) > 1e-9).all() and all(kind == "linear" for kind in self.kinds):
+            return np.interp(when, self.times, self.values)
         order = np.argsort(self.times, kind="stable")
         t, v = self.times[order], self.values[order]
         keep = np.r_[np.diff(t) > 1e-9, True]

@@ -148,8 +148,12 @@ def _curve(entry: dict[str, Any], scale: float, fps: float) -> Curve:
     keys = entry["keys"]
     if any(len(k) < 2 for k in keys):
         raise InputError("a curve has a key without time and value; export it again")
-    times = np.array([_number(k[0], "a key") for k in keys]) * scale
-    values = np.array([_number(k[1], "a key") for k in keys])
+    try:
+        times, values = np.array([float(k[0]) for k in keys]) * scale, np.array([float(k[1]) for k in keys])
+    except ValueError as error:
+        raise InputError(f"a curve has a key that is no number ({str(error)[:80]}); export it again") from None
+    if not (np.isfinite(times).all() and np.isfinite(values).all()):
+        raise InputError("a curve has a key that is not finite; export it again")
     kinds = [k[3] if len(k) > 3 else "linear" for k in keys]
     if all(len(k) <= 7 for k in keys):
         return Curve(times, values, kinds)
