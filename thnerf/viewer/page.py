@@ -11,6 +11,7 @@ import re
 import tempfile
 import threading
 import time
+import warnings
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,7 @@ class Page:
 
     def _build_player(self, gui: Any) -> None:
         views = self.pictures.views(self.session.track)
-        first = "field" if "field" in views else views[0]
+        first = next(view for view in ("field", "mesh on footage", "mesh in 3D") if view in views)
         self.view = gui.add_dropdown("View", views, initial_value=first, hint="the 3D views turn with the mouse; the others are seen through the fitted camera")
         self.view.on_update(lambda _: self.session.touch())
         self.play = gui.add_button("Play", hint="space bar")
@@ -257,6 +258,7 @@ class Page:
     def run(self) -> None:
         """Draw until `stopped` is set. Raises what drawing raises, apart from what a user can mend, which the page shows."""
         seen = None
+        warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a tab that is closed while a picture is on its way
         while not self.stopped.is_set():
             while not self._jobs.empty():
                 self._jobs.get()()
