@@ -187,6 +187,7 @@ def test_baking_writes_every_vertex_of_every_frame(scene, usd, tmp_path):
         np.testing.assert_allclose(np.array(mesh.GetPointsAttr().Get(i)), want, atol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the principal point")
 def test_a_model_with_joints_is_posed_by_its_skeleton(usd, tmp_path):
     """Jaw and neck turn by their angles, exactly, where the model has no pose correctives."""
     from recon.joints import Joints
@@ -207,6 +208,12 @@ def test_a_model_with_joints_is_posed_by_its_skeleton(usd, tmp_path):
     for i in range(3):
         want = posed_vertices(model, track, i) @ scene.space(ExportOptions(), "mm").world.T
         np.testing.assert_allclose(skinned(stage_of(tmp_path / "a.usda"), i), want, atol=0.02)
+    from thnerf.export import gltf
+
+    gltf.write(scene, tmp_path / "a.glb", ExportOptions())
+    for found in (usd.read(tmp_path / "a.usda", ExportOptions(units="mm")), gltf.read(tmp_path / "a.glb", ExportOptions())):
+        for name in names:
+            np.testing.assert_allclose(found.weights[:, found.names.index(name)], track.column(name), atol=1e-5)
 
 
 def test_texture_and_sound_lie_beside_the_file(scene, usd, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from render.files import InputError
 from render.rotations import matrix_to_axis_angle
 from thnerf.export.names import plain, swap_side
 from thnerf.export.options import ExportOptions, Imported
-from thnerf.export.rig_names import EYES, HEAD
+from thnerf.export.rig_names import EYES, HEAD, MOST as MOST_JOINTS, joint_angles
 from thnerf.export.space import Space, checked_rotation
 from thnerf.export.text import MAX_BYTES, MAX_FRAMES
 
@@ -66,6 +66,9 @@ def _read(path: Path, options: ExportOptions) -> Imported:
     gaze = None
     if all(eye in matrices for eye in EYES):
         gaze = local.gaze_back(np.stack([np.swapaxes(R, 1, 2) @ checked_rotation(matrices[eye][:, :3, :3], str(path)) for eye in EYES], 1))
+    turns = {name: R if name == HEAD else checked_rotation(m[:, :3, :3], str(path)) for name, m in matrices.items()}
+    extra, values = joint_angles(turns, file.hangs_on, local.local)
+    names, weights = [*names, *extra], np.concatenate([weights, values], 1)
     if options.sides == "viewer":
         names = [swap_side(n) for n in names]
     return Imported(fps, tuple(names), weights, rotation, translation, gaze, file.camera(times, space), tuple(file.notes))
@@ -75,7 +78,7 @@ class _File:
     """The JSON of a file, its buffers and its animation."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.notes, self.rate = path, [], 25.0
+        self.path, self.notes, self.rate, self.hangs_on = path, [], 25.0, {}
         self.json, self.binary = _chunks(path)
         self.nodes: list[dict[str, Any]] = [dict(n) for n in self.json.get("nodes", [])]
         self.buffers: dict[int, bytes] = {}
@@ -264,6 +267,11 @@ class _File:
             raise InputError(f"{self.path} has a skin with {len(joints)} joints and {len(bind)} bind matrices; export it again")
         named = {plain(str(self.nodes[j].get("name", ""))): k for k, j in reversed(list(enumerate(joints)))}
         chosen = {HEAD: named.get(plain(HEAD), 0)} | {eye: named[plain(eye)] for eye in EYES if plain(eye) in named}
+        for k, j in enumerate(joints):  # a jaw, a neck
+            if k not in chosen.values() and joints[chosen[HEAD]] in self.above(j) and len(chosen) < MOST_JOINTS:
+                chosen.setdefault(str(self.nodes[j].get("name", ""))[:200], k)
+        name_of = {joints[k]: name for name, k in chosen.items()}
+        self.hangs_on = {name: name_of.get(self.parents.get(j, -1), HEAD) for j, name in name_of.items()}
         return {name: self.world(joints[k], times) @ bind[k] for name, k in chosen.items()}
 
     def camera(self, times: np.ndarray, space: Space) -> Optional[Camera]:

@@ -21,7 +21,7 @@ from render.files import InputError
 from render.rotations import matrix_to_axis_angle
 from thnerf.export.names import plain, swap_side
 from thnerf.export.options import ExportOptions, Imported
-from thnerf.export.rig_names import EYES, HEAD
+from thnerf.export.rig_names import EYES, HEAD, MOST, joint_angles
 from thnerf.export.space import Space, checked_rotation
 from thnerf.export.text import MAX_FRAMES
 
@@ -105,6 +105,9 @@ def _read(path: str, up: str) -> dict[str, Any]:
     if all(eye in matrices for eye in EYES):
         turned = [np.swapaxes(R, 1, 2) @ checked_rotation(matrices[eye][:, :3, :3], path) for eye in EYES]
         out["gaze"] = local.gaze_back(np.stack(turned, 1))
+    turns = {name: R if name == HEAD else checked_rotation(m[:, :3, :3], path) for name, m in matrices.items()}
+    names, values = joint_angles(turns, head.above(), local.local)
+    out["names"], out["weights"] = np.array([*head.shapes, *names], dtype=str), np.concatenate([out["weights"], values], 1)
     return out | head.camera(times, space)
 
 
@@ -183,6 +186,22 @@ class _Head:
         inside = (index >= 0) & (index < len(self.joints))
         return int(np.bincount(index[inside], np.nan_to_num(np.array(weights))[inside], len(self.joints)).argmax())
 
+    def _carriers(self) -> dict[str, int]:
+        """Joints by name: head, eyes, and what hangs on the head besides; nothing without a head."""
+        head = self._head_joint()
+        if head is None:
+            return {}
+        out = {HEAD: head} | {eye: j for eye in EYES if (j := self._joint(eye)) is not None}
+        for j, path in enumerate(self.joints):
+            if j not in out.values() and path.startswith(self.joints[head] + "/") and len(out) < MOST:
+                out.setdefault(path.rsplit("/", 1)[-1], j)
+        return out
+
+    def above(self) -> dict[str, str]:
+        """The joint above each of them, where it is one of them."""
+        name_of = {self.joints[j]: name for name, j in self._carriers().items()}
+        return {name: name_of.get(path.rpartition("/")[0], HEAD) for path, name in name_of.items()}
+
     def local_up(self, default: str) -> str:
         """Which axis of the mesh points up: the eyes lie before the head's joint rather than above it."""
         places = self._bind()
@@ -194,11 +213,11 @@ class _Head:
 
     def _bind(self) -> dict[str, np.ndarray]:
         """Bind matrices (4,4) of the head and the eyes."""
-        joints = {HEAD: self._head_joint(), **{eye: self._joint(eye) for eye in EYES}}
+        joints = self._carriers()
         bind = self.query.GetJointWorldBindTransforms()
         if len(bind) != len(self.joints):
             raise InputError(f"{self.path} has {len(self.joints)} joints and {len(bind)} bind transforms; export it again")
-        out = {name: np.array(bind[j], np.float64).T for name, j in joints.items() if j is not None}
+        out = {name: np.array(bind[j], np.float64).T for name, j in joints.items()}
         if any(not np.isfinite(m).all() or abs(np.linalg.det(m)) < 1e-15 for m in out.values()):
             raise InputError(f"{self.path} has a bind transform that cannot be inverted; export it again")
         return out
@@ -207,8 +226,7 @@ class _Head:
         """What takes the mesh's coordinates to the world, (T,4,4), for the head and each eye that has a joint."""
         from pxr import UsdGeom
 
-        joints = {HEAD: self._head_joint(), **{eye: self._joint(eye) for eye in EYES}}
-        joints = {name: j for name, j in joints.items() if j is not None}
+        joints = self._carriers()
         xforms = UsdGeom.XformCache()
         if HEAD not in joints:
             out = np.empty((len(times), 4, 4))
