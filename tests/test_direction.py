@@ -202,3 +202,35 @@ def test_every_option_says_what_it_does():
     for field in dataclasses.fields(D):
         following = source.split(f"\n    {field.name}:", 1)[1].split("\n", 1)[1].lstrip()
         assert following.startswith('"""'), field.name
+
+
+def test_the_default_head_is_directed_without_a_subject(track, tmp_path):
+    from thnerf.performance import animated
+
+    plain = animated(None, Direction(text="Good morning to you all."))
+    held = animated(None, Direction(text="Good morning to you all.", pose="still", mouth_amplitude=0.0, liveliness=0.5))
+    assert len(plain.track) == len(held.track) == pytest.approx(25 * len(plain.sound[0]) / plain.sound[1], abs=1)
+    assert np.ptp(held.track.rotation, axis=0).max() < 1e-5 < np.ptp(plain.track.rotation, axis=0).max()
+    assert np.ptp(held.track.column("jawOpen")) < 1e-6 < np.ptp(plain.track.column("jawOpen"))
+    track.save(tmp_path / "pose.npz")
+    led = animated(None, Direction(text="Good morning to you all.", pose=str(tmp_path / "pose.npz"))).track
+    np.testing.assert_allclose(axis_angle_to_matrix(led.rotation[:20]), axis_angle_to_matrix(track.rotation[:20]), atol=0.05)
+    for wish in ({"drive": "a.mp4"}, {"text": "Hi", "pose": "source"}, {"text": "Hi", "pose": "a.mp4"}, {}):
+        with pytest.raises(InputError):
+            animated(None, Direction(**wish))
+
+
+def test_the_command_line_hands_every_wish_over(monkeypatch, tmp_path, capsys):
+    from recon.subject import Subject
+    from thnerf import cli, synthesis
+
+    got = {}
+    monkeypatch.setattr(Subject, "open", classmethod(lambda cls, path: path))
+    monkeypatch.setattr(synthesis, "render_speech", lambda subject, audio, out, **options: got.update(options, audio=audio) or {})
+    argv = ["render", "me", "--text", "Hello", "--voice", "de", "--pose", "still", "--blink", "12", "--gaze=-10,5", "--emotion", "sad:0.5", "--mouth-amplitude", "1.2",
+            "--expression-offset", "jawOpen=0.1", "--expression-offset", "cheekPuff=-0.2", "--liveliness", "0.5", "--seed", "3", "--dub"]
+    assert cli.main(argv) == 0 and got["dub"] and got["audio"] is None
+    assert got["direction"] == Direction(text="Hello", voice="de", pose="still", blink="12", gaze="-10,5", emotion="sad:0.5", mouth_amplitude=1.2,
+                                         expression_offset=("jawOpen=0.1", "cheekPuff=-0.2"), liveliness=0.5, seed=3)
+    assert cli.main(["render", "me", "--emotion", "hapy"]) == 2
+    assert "did you mean happy" in capsys.readouterr().err

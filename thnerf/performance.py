@@ -136,6 +136,36 @@ def perform(subject: Subject, run_dir: Path, audio: str | Path | None, direction
     return Performance(direct(motion, direction, subject.track, model, seen), sound, file)
 
 
+def animated(audio: str | Path | None, direction: Direction = Direction(), fps: float = 25.0) -> Performance:
+    """The default head, without a subject, speaking a sound file or a text as it is directed (`thnerf animate`).
+
+    Raises InputError for wishes that need a subject's footage: --drive, and 'source' or a video as a pose.
+    """
+    from recon.model import load_model
+    from thnerf.animate import animate
+    from thnerf.audio import RATE
+    from thnerf.pose import source_states
+
+    if direction.drive is not None or direction.pose not in (None, "audio", "still") and Path(direction.pose).suffix != ".npz":
+        raise InputError("without a subject there is no footage to drive or to take a pose from; leave out --drive, and give --pose audio, still or a Track .npz")
+    speech = speech_of(audio, direction)
+    if speech is None:
+        raise InputError("say what to speak: a sound file, or --text WORDS")
+    track = animate(speech.understood, RATE, seed=direction.seed, fps=fps, liveliness=direction.liveliness)
+    if direction.pose not in (None, "audio"):
+        head = pose_of(track)
+        if direction.pose == "still":
+            states = np.repeat(np.median(head, 0)[None], len(track), 0)
+        else:
+            source = Track.load(direction.pose)
+            if not len(source) or source.model_id != track.model_id:
+                raise InputError(f"the pose track {direction.pose} has no frames or another face model than the default one; re-express it with thnerf retarget")
+            states = source_states(source.resample(fps), len(track))
+            states[:, 3:6] += np.median(head, 0)[3:] - np.median(states[:, 3:6], 0)  # another camera: only its motion means something
+        track = track.replace(rotation=from_frontal(states[:, :3]), translation=states[:, 3:6])
+    return Performance(direct(track, direction, None, load_model()), speech.heard, None if audio is None else Path(audio))
+
+
 def _heard(path: Path) -> Sound:
     """A sound file as it is muxed."""
     from thnerf.audio import load_audio

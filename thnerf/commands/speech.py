@@ -135,12 +135,11 @@ def stream(
 
 
 def animate(
-    audio: Positional[Path],
+    audio: Positional[Optional[Path]] = None,
     out: Annotated[Path, arg(aliases=["-o"])] = Path("track.npz"),
     preview: Optional[Path] = None,
-    seed: int = 0,
-    liveliness: float = 1.0,
     fps: float = 25.0,
+    direction: Directed = Direction(),
     shared: Shared = Common(),
 ) -> dict[str, Any]:
     """Turn speech into motion without a subject: a Track of the default head, for thnerf export or any 3D tool.
@@ -148,21 +147,21 @@ def animate(
     Example: thnerf animate speech.wav -o track.npz --preview head.mp4
 
     Args:
-        audio: Any sound file, of any voice and language.
+        audio: Any sound file, of any voice and language; or nothing, with --text.
         out: Where the Track goes (.npz).
         preview: Render the face model with the sound to this .mp4, too.
-        seed: Seed of head motion, blinks and gaze; the lips do not depend on it.
-        liveliness: How far head, shoulders and brows move; 0 holds them still.
         fps: Frames per second of the Track.
     """
     from render.files import InputError
-    from thnerf.animate import animate as animate_speech, render_preview
+    from thnerf.animate import render_preview
+    from thnerf.performance import animated
 
     if out.suffix != ".npz":
         raise InputError(f"--out takes the name of a Track, ending in .npz, not {out.name!r}; --preview renders a video")
-    track = animate_speech(audio, seed=seed, fps=fps, liveliness=liveliness)
+    played = animated(audio, direction, fps)
+    track = played.track
     track.save(out)
-    return {"track": str(out), "frames": len(track), "fps": track.fps, **(render_preview(track, preview, audio) if preview is not None else {})}
+    return {"track": str(out), "frames": len(track), "fps": track.fps, **(render_preview(track, preview, played.sound) if preview is not None else {})}
 
 
 def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:

@@ -98,11 +98,12 @@ def _motion(source: str | Path | None, audio: str | Path | None, run: str, direc
     """Track, subject and sound file of a command line."""
     plain = direction.text is None and direction.drive is None and direction.pose is None
     if source is None:
-        if audio is None or not plain:
-            raise InputError("name what to export: a subject folder, a Track .npz, or --audio alone, which the default head then speaks")
-        from thnerf.animate import animate
+        if audio is None and direction.text is None:
+            raise InputError("name what to export: a subject folder, a Track .npz, or --audio or --text alone, which the default head then speaks")
+        from thnerf.performance import animated
 
-        return direct(animate(audio, seed=direction.seed), direction), None, Path(audio)
+        played = animated(audio, direction)
+        return played.track, None, played.file
     source = Path(source)
     if not source.is_dir():
         if audio is not None or not plain:
