@@ -343,14 +343,14 @@ def _solve(work: _Work) -> None:
     from recon.model import load_model
     from recon.solve import solve
     from recon.torso import track_torso
+
     config, record = work.config, work.record()
     starts, frames = record["video"]["starts"], record["video"]["frames"]
     with np.load(work.folder / "landmarks.npz") as data:
         points, valid = data["points"], data["valid"]
     model, report = load_model(config.model), {}
-    pictures, mattes = load_video(work.folder / "video.mp4"), load_video(work.folder / "matte.mp4", grey=True)
     _say(f"solving shape, camera, pose and expression of {frames} frames")
-    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=pictures)
+    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=lambda: read_frames(work.folder / "video.mp4"))
     error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
     _say("tracking the shoulders and the background")
     train = _train_frames(starts, frames, valid)

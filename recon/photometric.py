@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from recon.solve import Identity, Problem
 
 IOD = 48.0  # interocular distance, px, that pictures are reduced to
+SMALLEST = 20.0  # interocular distance, px, below which a picture shows too little to refine by
 LEVELS = ((2.0, 4), (1.0, 4), (0.6, 3))  # deviation of the blur in px, steps of the keyframes
 LATER = ((1.0, 2), (0.6, 1))  # the same for all frames, which find finished textures
 SAMPLES, BOOST = 1500, 4.0  # points on the face; lips and lids are sampled this much more densely
@@ -138,10 +139,10 @@ def _weighted(M, v, points, basis, G, U, g):
 class Refiner:
     """Aligns frames to textures that they share. prior: quadratic (E,E) and linear (E,) part for expressions; highest (T,E), lowest (T,E): bounds."""
 
-    def __init__(self, problem: Problem, identity: Identity, model: MorphableModel, pictures: Sequence[np.ndarray] | np.ndarray, prior: tuple[np.ndarray, np.ndarray],
+    def __init__(self, problem: Problem, identity: Identity, model: MorphableModel, prior: tuple[np.ndarray, np.ndarray],
                  lowest: np.ndarray, highest: np.ndarray, pair: tuple[int, int] | None, kernel: float) -> None:
-        """pictures (T,H,W,3) uint8 of the same frames as the problem's; pair: columns of mouthClose and jawOpen; kernel: of robust landmarks."""
-        self.problem, self.identity, self.model, self.pictures, self.pair, self.kernel = problem, identity, model, pictures, pair, kernel
+        """pair: columns of mouthClose and jawOpen; kernel: of robust landmarks."""
+        self.problem, self.identity, self.model, self.pair, self.kernel = problem, identity, model, pair, kernel
         self.quadratic, self.linear = TRUST * STIFF * prior[0], TRUST * STIFF * prior[1]
         self.lowest, self.highest = lowest, highest
         self.faces_at, self.weights_at = sample_surface(model)
@@ -159,11 +160,10 @@ class Refiner:
         """Vertex arrays (…,V,3) at the points, (…,N,3)."""
         return (arrays[..., self.model.faces[self.faces_at], :] * self.weights_at[..., None]).sum(-2)
 
-    def view(self, frame: int, blur: float) -> View:
-        """The face in a frame, reduced to IOD."""
+    def view(self, picture: np.ndarray, frame: int, blur: float) -> View:
+        """The face in the picture (H,W,3) uint8 of a frame, reduced to IOD."""
         import cv2
 
-        picture = self.pictures[frame]
         height, width = picture.shape[:2]
         centre = np.array([width, height]) / 2
         points = self.problem.picture[frame][self.shown]
@@ -265,11 +265,14 @@ class Refiner:
         pose = (solved[..., -1] - (solved[..., :-1] @ (new - e)[..., None])[..., 0]).reshape(-1, 2, 3) @ np.swapaxes(R, 1, 2)
         return Poses(poses.frames, *apply_step(R, t, pose.reshape(-1, 6)), new.astype(np.float64))
 
-    def learn(self, poses: Poses) -> tuple[Poses, dict[float, Texture], tuple[float, float]]:
+    def _views(self, pictures: Sequence[np.ndarray], poses: Poses, blur: float) -> list[View]:
+        return [self.view(picture, frame, blur) for picture, frame in zip(pictures, poses.frames)]
+
+    def learn(self, poses: Poses, pictures: Sequence[np.ndarray]) -> tuple[Poses, dict[float, Texture], tuple[float, float]]:
         """Align keyframes to one another, coarse to fine: their poses, the textures of every blur, and the mean difference before and after."""
         before, textures = poses, {}
         for blur, steps in LEVELS:
-            views = [self.view(f, blur) for f in poses.frames]
+            views = self._views(pictures, poses, blur)
             for index in range(steps):
                 if index % 3 == 0:
                     sights = self._sights(views, poses)
@@ -281,11 +284,11 @@ class Refiner:
     def _sights(self, views: list[View], poses: Poses) -> np.ndarray:
         return np.stack([self.sight(view, poses.e[k], poses.R[k], poses.t[k]) for k, view in enumerate(views)])
 
-    def follow(self, poses: Poses, textures: dict[float, Texture]) -> Poses:
+    def follow(self, poses: Poses, pictures: Sequence[np.ndarray], textures: dict[float, Texture]) -> Poses:
         """Align frames to finished textures. A frame that gets lost keeps its landmarks' pose."""
         start = poses
         for blur, steps in LATER:
-            views = [self.view(f, blur) for f in poses.frames]
+            views = self._views(pictures, poses, blur)
             if blur == LATER[0][0]:
                 sights = self._sights(views, poses)
             for _ in range(steps):

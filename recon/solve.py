@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from itertools import islice
+from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
 
 from recon import landmarks as lm
 from recon.config import FitConfig
 from recon.model import MorphableModel, fitted_part
-from recon.photometric import BATCH, Poses, Refiner
+from recon.photometric import BATCH, SMALLEST, Poses, Refiner
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
                              refine_pose, robust_weights)
 from recon.response import turned
@@ -99,11 +100,11 @@ class Identity:
 
 def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
           model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None, withheld: Sequence[int] = (),
-          pictures: Sequence[np.ndarray] | np.ndarray | None = None) -> Track:
+          pictures: Callable[[], Iterable[np.ndarray]] | None = None) -> Track:
     """Fit the model to landmarks points (T,478|68,2) px of frames with `valid` (T,); torso stays empty (T,0).
 
     withheld: landmarks that must not influence the fit, so that they can measure it (they still decide which frames are looked at).
-    pictures: the frames (height,width,3) uint8 RGB that the landmarks were found in; with them and `config.photometric` poses and expressions are
+    pictures: gives the frames (height,width,3) uint8 RGB that the landmarks were found in, anew at every call; with them and `config.photometric` poses and expressions are
     refined by the pixels (see `recon.photometric`).
 
     `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px,
@@ -320,7 +321,7 @@ def _each_chunk(problem: Problem, work: Callable[[np.ndarray], None]) -> None:
 
 
 def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
-                  model: MorphableModel, config: FitConfig, pictures: Sequence[np.ndarray] | np.ndarray | None) -> tuple[Track, np.ndarray, tuple[float, float] | None]:
+                  model: MorphableModel, config: FitConfig, pictures: Callable[[], Iterable[np.ndarray]] | None) -> tuple[Track, np.ndarray, tuple[float, float] | None]:
     """Poses, gaze, then expressions beside both; gaps filled, smooth without lag. Returns the track, its landmarks (T,N,2) px and what pixels changed.
 
     Expressions are fitted under the unsmoothed pose: where the detector shakes the whole face, the pose takes it up, not the lips.
@@ -349,7 +350,7 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
 
     _each_chunk(problem, refit)
     photometric = None
-    if pictures is not None:
+    if pictures is not None and 100 * problem.unit >= SMALLEST:
         R, t, e, photometric = refine(problem, identity, model, pictures, R, t, e, looks, config)
         rotation, translation, gaze, looks = settle()
     fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
@@ -367,7 +368,7 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     return track, seen + np.array([width / 2, height / 2]), photometric
 
 
-def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Sequence[np.ndarray] | np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
+def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Callable[[], Iterable[np.ndarray]], R: np.ndarray, t: np.ndarray, e: np.ndarray,
            looks: np.ndarray | None, config: FitConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
     """Poses and expressions of valid frames by the pixels: keyframes make textures, all frames follow them. looks (T,E): coefficients to keep, NaN = solve.
 
@@ -378,17 +379,27 @@ def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures
         lowest, highest = (np.where(np.isfinite(looks), looks, bound).astype(np.float32) for bound in (lowest, highest))
     lids = [i for i, name in enumerate(problem.names) if name.startswith(BY_LANDMARKS)]
     lowest[:, lids] = highest[:, lids] = e[:, lids]
-    refiner = Refiner(problem, identity, model, pictures, _prior(problem, WEAK), lowest, highest, jaw_pair(problem.names), ROBUST)
+    refiner = Refiner(problem, identity, model, _prior(problem, WEAK), lowest, highest, jaw_pair(problem.names), ROBUST)
     frames = _keyframes(problem, config.keyframes)
-    _, textures, change = refiner.learn(Poses(frames, R[frames], t[frames], e[frames]))
+    chosen = {int(i) for i in frames}
+    kept = [picture for index, picture in enumerate(pictures()) if index in chosen]
+    _, textures, change = refiner.learn(Poses(frames, R[frames], t[frames], e[frames]), kept)
     R, t, e = R.copy(), t.copy(), e.copy()
 
-    def follow(chunk: np.ndarray) -> None:
-        for part in np.split(chunk, np.arange(BATCH, len(chunk), BATCH)):
-            found = refiner.follow(Poses(part, R[part], t[part], e[part]), textures)
-            R[part], t[part], e[part] = found.R, found.t, found.e
+    def follow(part: np.ndarray, shown: list[np.ndarray]) -> None:
+        found = refiner.follow(Poses(part, R[part], t[part], e[part]), shown, textures)
+        R[part], t[part], e[part] = found.R, found.t, found.e
 
-    _each_chunk(problem, follow)
+    good = ((index, picture) for index, picture in enumerate(pictures()) if index < len(e) and problem.valid[index])
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:  # a few batches at a time, so that memory does not grow with the clip
+        jobs: list[Future[None]] = []
+        while batch := list(islice(good, BATCH)):
+            if len(jobs) > workers:
+                jobs.pop(0).result()
+            jobs.append(pool.submit(follow, np.array([index for index, _ in batch]), [picture for _, picture in batch]))
+        for job in jobs:
+            job.result()
     return R, t, e, change
 
 

@@ -48,14 +48,14 @@ def scene():
     return model.without_response(), track, np.array(pictures), np.array(points)
 
 
-def refiner_of(scene, pictures=None):
-    model, track, seen, points = scene
+def refiner_of(scene):
+    model, track, _, points = scene
     config = FitConfig(focal=2.5 * SIZE, keyframes=FRAMES)
     problem = make_problem(points, track.valid, SIZE, SIZE, model, config)
     identity = solve_identity(problem, config, rounds=6)
     E = len(problem.names)
     low, high = np.repeat(problem.lower[None], FRAMES, 0), np.repeat(problem.upper[None], FRAMES, 0)
-    return Refiner(problem, identity, model, seen if pictures is None else pictures, (np.eye(E) * 14, np.zeros(E)), low, high, jaw_pair(problem.names), 6.0)
+    return Refiner(problem, identity, model, (np.eye(E) * 14, np.zeros(E)), low, high, jaw_pair(problem.names), 6.0)
 
 
 def true_poses(track):
@@ -69,11 +69,11 @@ def test_frames_find_back_to_textures(scene):
     true = true_poses(track)
     textures = {}
     for blur, _ in photometric.LATER:
-        views = [refiner.view(f, blur) for f in true.frames]
+        views = refiner._views(scene[2], true, blur)
         textures[blur], _ = refiner.texture(views, true, refiner._sights(views, true))
     turned = axis_angle_to_matrix(np.deg2rad([[1.0, -1.5, 0.5]])) @ true.R
     kept = true.t + (true.R - turned) @ refiner.rest.mean(0)
-    found = refiner.follow(Poses(true.frames, turned, kept, true.e), textures)
+    found = refiner.follow(Poses(true.frames, turned, kept, true.e), scene[2], textures)
     before, after = (np.degrees(angle_between(matrix_to_axis_angle(R), track.rotation)).mean() for R in (turned, found.R))
     assert after < 0.4 * before
 
@@ -82,7 +82,7 @@ def test_a_frame_that_gets_lost_keeps_its_landmarks(scene, monkeypatch):
     refiner, true = refiner_of(scene), true_poses(scene[1])
     monkeypatch.setattr(refiner, "step", lambda views, texture, sights, poses: Poses(poses.frames, axis_angle_to_matrix(np.array([[0, 0.5, 0]])) @ poses.R, poses.t, poses.e))
     textures = {blur: None for blur, _ in photometric.LATER}
-    found = refiner.follow(true, textures)
+    found = refiner.follow(true, scene[2], textures)
     assert np.allclose(found.R, true.R) and np.allclose(found.t, true.t)
 
 
@@ -91,13 +91,13 @@ def test_the_whole_fit_is_closer_with_pixels_where_landmarks_err_alike(scene):
     wrong = points + 0.02 * np.abs(points - points.mean(1, keepdims=True)) * np.sign(track.rotation[:, 1:2, None])
     said = {}
     config = FitConfig(focal=2.5 * SIZE, keyframes=FRAMES, pose_smoothing=0, expression_smoothing=0)
-    with_pixels = solve(wrong, track.valid, (0,), 25, SIZE, SIZE, model, config, said, pictures=pictures)
+    with_pixels = solve(wrong, track.valid, (0,), 25, SIZE, SIZE, model, config, said, pictures=lambda: pictures)
     before, after = said["photometric"]
     assert after < before
     assert (with_pixels.expression >= 0).all() and (with_pixels.expression <= 1).all()
     assert (with_pixels.column("mouthClose") <= with_pixels.column("jawOpen") + 1e-6).all()
     off = {}
-    alone = solve(wrong, track.valid, (0,), 25, SIZE, SIZE, model, replace(config, photometric=False), off, pictures=pictures)
+    alone = solve(wrong, track.valid, (0,), 25, SIZE, SIZE, model, replace(config, photometric=False), off, pictures=lambda: pictures)
     assert off["photometric"] is None
     plain = solve(wrong, track.valid, (0,), 25, SIZE, SIZE, model, config)
     assert np.array_equal(alone.rotation, plain.rotation) and np.array_equal(alone.expression, plain.expression)

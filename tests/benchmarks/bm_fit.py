@@ -72,7 +72,7 @@ def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...
     """Fit one sequence; exact: its landmarks do not come from a detector and leave the pixels nothing to add."""
     report: dict[str, Any] = {}
     model = load_model().without_response() if exact else load_model()
-    pictures = clip.pictures() if clip.pictures and config.photometric and not exact else None
+    pictures = None if exact else clip.pictures
     return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld, pictures), report
 
 
@@ -241,7 +241,7 @@ def live(data: Path | None, frames: int = 300) -> list[Row]:
     with one_blas_thread():
         said = list(track_frames(((i / 25, f) for i, f in enumerate(pictures)), load_model(), clock=clock))
     found = lm.load_detector("mediapipe").detect(pictures)
-    track, _ = fit(Footage("live", found.points, found.valid, 512, 512, pictures=lambda: np.stack(pictures)))
+    track, _ = fit(Footage("live", found.points, found.valid, 512, 512, pictures=lambda: pictures))
     settled = slice(100, None)
     turned = np.degrees(angle_between(np.array([f.rotation for f in said]), track.rotation))[settled]
     jaw, lid = ((np.array([f.expression[n] for f in said])[settled], track.column(n)[settled]) for n in ("jawOpen", "eyeBlinkLeft"))

@@ -19,7 +19,7 @@ from recon.model import load_model
 from recon.track import Track
 from render.progress import progress
 from render.rotations import from_head_angles
-from render.video import VideoWriter, crop_square, load_video, probe, read_frames
+from render.video import VideoWriter, crop_square, probe, read_frames
 from thnerf.phantom import motion, scene
 from thnerf.phantom.appearance import draw_look
 
@@ -41,7 +41,7 @@ TEXTS = (
 class Footage:
     """Landmarks of one sequence: points (T,478,2) px of a width×height picture, valid (T,), first frames of its clips; the truth of phantoms.
 
-    reference: of real clips, curves of MediaPipe's own blend shapes by running mode and name, each (T,). pictures: reads the frames (T,height,width,3) uint8.
+    reference: of real clips, curves of MediaPipe's own blend shapes by running mode and name, each (T,). pictures: reads the frames (height,width,3) uint8.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Footage:
     starts: tuple[int, ...] = (0,)
     truth: Track | None = None
     reference: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    pictures: Callable[[], np.ndarray] | None = None
+    pictures: Callable[[], Iterable[np.ndarray]] | None = None
 
 
 def wide_phantom(folder: Path, identity: int) -> Footage:
@@ -108,7 +108,7 @@ def _phantom(folder: Path, name: str, identity: int, make: Callable[[], Track], 
                 video.write(frame)
         _keep(folder / "landmarks.npz", _detect(read_frames(folder / "video.mp4")))
     with np.load(folder / "landmarks.npz") as data:
-        return Footage(name, data["points"], data["valid"], SIZE, SIZE, truth=Track.load(folder / "track.npz"), pictures=lambda: load_video(folder / "video.mp4"))
+        return Footage(name, data["points"], data["valid"], SIZE, SIZE, truth=Track.load(folder / "track.npz"), pictures=lambda: read_frames(folder / "video.mp4"))
 
 
 def _detect(frames: Iterable[np.ndarray]) -> Landmarks:
@@ -148,7 +148,7 @@ def real_footage(folder: Path, name: str, clips: Sequence[Path]) -> Footage:
     with np.load(path) as data:
         reference = {mode: {n.split("/")[1]: data[n] for n in data.files if n.startswith(mode + "/")} for mode in ("image", "video")}
         crop = data["crop"].tolist()
-        pictures = lambda: np.stack([crop_square(frame, *crop, SIZE) for clip in clips for frame in read_frames(clip, FPS)])  # noqa: E731
+        pictures = lambda: (crop_square(frame, *crop, SIZE) for clip in clips for frame in read_frames(clip, FPS))  # noqa: E731
         return Footage(name, data["points"], data["valid"], SIZE, SIZE, tuple(data["starts"].tolist()), reference=reference, pictures=pictures)
 
 
