@@ -18,9 +18,9 @@ PRIOR = 3.0
 """Logarithm of the density inside (+) and outside (−) of the mesh."""
 FADE = 24.0
 """What the prior loses at the border of the shell: e^−24 is less than any density that the networks could make visible."""
-SKIN_MM, HAIR_MM, LOOSE_MM = 16.0, 34.0, 62.0
+SKIN_MM, HAIR_MM, LOOSE_MM = 12.0, 25.0, 62.0
 """Reach of the shell around the mesh; above the eyes; and beside the visible head as far as the mattes show a person there."""
-_MARGIN = 3  # cells around what the mattes show; the outermost fade
+_MARGIN = 2  # cells around what the mattes show; the outermost fade
 
 
 def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y: float, cells: int, step_mm: float,
@@ -53,9 +53,9 @@ def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y:
     away = distance_transform_edt(~surface[0], sampling=extent)
     shell[:, hair] |= (away <= HAIR_MM)[:, hair]
     if person is not None:
-        # Hair beside the head lies about as deep as the head's outline: further in depth counts double. Before the head none stands off so far.
+        # Hair beside the head lies about as deep as the head's outline: further in depth counts threefold. Before the head none stands off so far.
         beside = ~surface[0].any(2, keepdims=True) & (axes[1] > chin_y + 0.5 * face_height)[:, None]
-        loose = (distance_transform_edt(~surface[0], sampling=extent * [1, 1, 2]) <= LOOSE_MM) & beside
+        loose = (distance_transform_edt(~surface[0], sampling=extent * [1, 1, 3]) <= LOOSE_MM) & beside
         share = np.zeros(shell.shape, np.float32)
         asked = shell | loose
         share[asked] = person(np.stack(np.meshgrid(*axes, indexing="ij"), -1)[asked])
@@ -69,7 +69,7 @@ def head_volume(meshes: np.ndarray, faces: np.ndarray, jaws: np.ndarray, eyes_y:
     shell &= head
     prior -= FADE * (1 - _inside(shell | (prior > 0) & head))  # what lies deeper than the shell is no border of it
     z = np.arange(cells)
-    shell &= (z > front[:, :, None] - 4) | (front[:, :, None] >= cells) | (axes[1] < chin_y + 0.25 * face_height)[:, None]
+    shell &= (z > front[:, :, None] - 4) | (front[:, :, None] >= cells) | (axes[1] < chin_y + 0.1 * face_height)[:, None]
     return Volume(lower, upper, shell, step_mm, density_unit=UNIT_MM), np.ascontiguousarray(prior, np.float32)
 
 
