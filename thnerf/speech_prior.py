@@ -22,9 +22,9 @@ FILE = "speech_prior.safetensors"
 VERSION = 1
 SIDED = ("mouthPress", "mouthUpperUp", "mouthLowerDown", "mouthStretch", "mouthSmile")
 """Channels that stand for a Left and a Right expression."""
-CLOSING = (-1.6, -0.8)
+CLOSING = (-0.5, 0.5)
 """Log odds of a bilabial by the network alone at which the lips begin to close, and at which they are closed."""
-JOINT_CLOSING = (-2.3, -1.7)
+JOINT_CLOSING = (-1.2, -0.4)
 """The same for the mean of the network's log odds and those of `thnerf.bilabials`."""
 HEARD = 0.5
 """Probability of speech below which a frame is taken for something else."""
@@ -105,10 +105,10 @@ def _ramp(odds: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
 
 
 def speaking(voice: np.ndarray, fps: float) -> np.ndarray:
-    """Probability of speech (T,) → 1 where somebody speaks within 0.2 s, 0 elsewhere, with soft edges: (T,) float32."""
+    """Probability of speech (T,) → 1 where somebody speaks within 0.4 s, 0 elsewhere, with soft edges: (T,) float32."""
     from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
-    wide = maximum_filter1d(uniform_filter1d(np.asarray(voice, np.float32), 3, mode="nearest"), 2 * round(0.2 * fps) + 1, mode="nearest")
+    wide = maximum_filter1d(uniform_filter1d(np.asarray(voice, np.float32), 3, mode="nearest"), 2 * round(0.4 * fps) + 1, mode="nearest")
     return uniform_filter1d(np.clip((wide - 0.5 * HEARD) / (0.5 * HEARD), 0, 1), 5, mode="nearest")
 
 
