@@ -79,6 +79,8 @@ class MotionConfig:
     prior: bool = False
     """Start from the shipped network that has heard many voices (its size replaces the next three), where it hears with the same encoder. Off, because
     networks that start afresh did as well or better on held-out footage; lips are shut and the voice is told by it either way."""
+    bilabials: bool = False
+    """Let pocketsphinx' acoustic model help to shut the lips for /p b m/: for English voices only, in other languages it shuts them at the wrong time."""
     hidden: int = 96
     """Channels of the network."""
     layers: int = 3

@@ -244,6 +244,7 @@ class Speaker:
             self.pose = PoseModel.from_tensors(layout, {k[5:]: v for k, v in tensors.items() if k.startswith("pose.")})
             self.nets = [_network(tensors, i, len(tensors["mean"]), len(tensors["scale"]), header["config"])
                          for i in range(int(header["report"]["members"]))]
+            self.bilabials = bool(header["config"].get("bilabials", False))
             self.encoder, self.prior = load_encoder(header["config"]["encoder"]), load_prior()
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
@@ -253,11 +254,11 @@ class Speaker:
         self.left, self.right = max(n.left for n in nets), max(n.right for n in nets)
 
     def hear(self, samples: np.ndarray, frames: int) -> audio.Heard:
-        """Mono samples (n,) at audio.RATE as the networks need them, for `frames` frames, with bilabials where pocketsphinx is installed."""
+        """Mono samples (n,) at audio.RATE as the networks need them, for `frames` frames, with bilabials where the run's settings ask for them."""
         from thnerf.bilabials import heard_bilabials
 
         heard = audio.hear(samples, self.fps, frames, self.encoder.encode)
-        return dataclasses.replace(heard, bilabial=heard_bilabials(samples, self.fps, frames))
+        return heard if not self.bilabials else dataclasses.replace(heard, bilabial=heard_bilabials(samples, self.fps, frames))
 
     def lips(self, heard: audio.Heard) -> np.ndarray:
         """(T, number of speech coefficients) from the whole sound."""

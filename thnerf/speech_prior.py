@@ -22,11 +22,11 @@ FILE = "speech_prior.safetensors"
 VERSION = 1
 SIDED = ("mouthPress", "mouthUpperUp", "mouthLowerDown", "mouthStretch", "mouthSmile")
 """Channels that stand for a Left and a Right expression."""
-CLOSING = (-0.5, 0.5)
+CLOSING = (0.5, 1.5)
 """Log odds of a bilabial by the network alone at which the lips begin to close, and at which they are closed."""
 JOINT_CLOSING = (-1.2, -0.4)
 """The same for the mean of the network's log odds and those of `thnerf.bilabials`."""
-HEARD = 0.5
+HEARD = 0.1
 """Probability of speech below which a frame is taken for something else."""
 _OPENING = ("mouthLowerDown", "mouthUpperUp", "mouthFunnel", "mouthStretch", "tongueOut", "mouthShrugLower")
 
