@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from assets.speech_corpus import noise, spoil, utterances
+from thnerf_assets.speech_corpus import noise, spoil, utterances
 from render.progress import progress
 from thnerf import audio
 from thnerf.alignment import forced_alignment

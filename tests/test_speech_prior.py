@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from assets.speech_corpus import music
+from thnerf_assets.speech_corpus import music
 from recon.model import load_model
 from render.files import InputError
 from render.rotations import angle_between

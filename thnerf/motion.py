@@ -269,7 +269,7 @@ class Speaker:
         x = np.pad(x, ((0, max(0, 4 * frames + self.left + self.right - len(x))), (0, 0)), mode="edge")
         parts = [self._window(x[4 * a : 4 * min(a + CHUNK, frames) + self.left + self.right]) for a in range(0, frames, CHUNK)]
         z, odds, voice = (np.concatenate(p) for p in zip(*parts))
-        closed = Said(np.zeros((frames, 0)), odds, voice).closed_with(heard.bilabial)
+        closed = self.bilabials * Said(np.zeros((frames, 0)), odds, voice).closed_with(heard.bilabial)
         return self.mouth(z, closed, np.maximum(heard.rest, 1 - self.voice(voice)), heard.pause)
 
     def window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -280,7 +280,7 @@ class Speaker:
         from thnerf.speech_prior import Said
 
         z, odds, voice = self._window(features)
-        return z, Said(np.zeros((len(z), 0)), odds, voice).closed, voice
+        return z, self.bilabials * Said(np.zeros((len(z), 0)), odds, voice).closed, voice
 
     def _window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`window` with the log odds of closed lips in place of how far they are closed."""

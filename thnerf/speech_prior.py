@@ -26,8 +26,8 @@ CLOSING = (0.5, 1.5)
 """Log odds of a bilabial by the network alone at which the lips begin to close, and at which they are closed."""
 JOINT_CLOSING = (-1.2, -0.4)
 """The same for the mean of the network's log odds and those of `thnerf.bilabials`."""
-HEARD = 0.1
-"""Probability of speech below which a frame is taken for something else."""
+HEARD = 0.02
+"""Probability of speech below which a frame is taken for something else: steady noise has 0.004, speech in a language never heard at times 0.02."""
 _OPENING = ("mouthLowerDown", "mouthUpperUp", "mouthFunnel", "mouthStretch", "tongueOut", "mouthShrugLower")
 
 
