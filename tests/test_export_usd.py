@@ -228,7 +228,7 @@ def test_texture_and_sound_lie_beside_the_file(scene, usd, tmp_path, monkeypatch
     monkeypatch.setattr(usd, "scene_texture", lambda scene: png.getvalue())
     (tmp_path / "speech.wav").write_bytes(b"RIFF")
     usd.write(dataclasses.replace(scene, audio=tmp_path / "speech.wav"), tmp_path / "out" / "me.usda", ExportOptions(start_frame=10))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["me.usda", "me.wav", "me_texture.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["me.usda", "me_sound.wav", "me_texture.png"]
     stage = stage_of(tmp_path / "out" / "me.usda")
     assert validate(stage) == []
     mesh = next(p for p in stage.Traverse() if p.GetTypeName() == "Mesh")
@@ -237,7 +237,7 @@ def test_texture_and_sound_lie_beside_the_file(scene, usd, tmp_path, monkeypatch
     source = surface.GetInput("diffuseColor").GetConnectedSources()[0][0].source
     assert UsdShade.Shader(source.GetPrim()).GetInput("file").Get().path == "./me_texture.png"
     sound = next(p for p in stage.Traverse() if p.GetTypeName() == "SpatialAudio")
-    assert sound.GetAttribute("filePath").Get().path == "./me.wav" and sound.GetAttribute("startTime").Get() == 10
+    assert sound.GetAttribute("filePath").Get().path == "./me_sound.wav" and sound.GetAttribute("startTime").Get() == 10
 
 
 def test_names_that_no_prim_may_have(scene, usd, tmp_path):

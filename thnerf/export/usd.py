@@ -35,7 +35,7 @@ BAKED_MB = 4000  # all points of a baked file are in memory at once
 
 
 def write(scene: Scene, path: Path, options: ExportOptions) -> None:
-    """Write .usd, .usdc (binary) or .usda (text), with `NAME_texture.png` and `NAME.wav` beside it.
+    """Write .usd, .usdc (binary) or .usda (text), with `NAME_texture.png` and `NAME_sound.wav` beside it.
 
     Raises InputError without usd-core, without the track's face model, for another ending, or for a bake of more than some minutes.
     """
@@ -81,7 +81,7 @@ def _beside(scene: Scene, path: Path) -> dict[str, str]:
         with atomic_path(path.with_name(out["texture"])) as temporary:
             temporary.write_bytes(picture)
     if scene.audio is not None and Path(scene.audio).is_file():
-        out["sound"] = path.stem + Path(scene.audio).suffix.lower()
+        out["sound"] = f"{path.stem}_sound{Path(scene.audio).suffix.lower()}"  # an own NAME.wav may lie there
         if path.with_name(out["sound"]).resolve() != Path(scene.audio).resolve():
             with atomic_path(path.with_name(out["sound"])) as temporary:
                 shutil.copyfile(scene.audio, temporary)
