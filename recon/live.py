@@ -25,6 +25,7 @@ import numpy as np
 from recon import landmarks as lm
 from recon import solve as solver
 from recon.config import FitConfig
+from recon.gaze import find_gaze, looks_of
 from recon.lines import MotionFrame, write_lines
 from recon.model import DEFAULT_MODEL, MorphableModel, fitted_part, load_model
 from recon.subject import Subject
@@ -159,9 +160,9 @@ class LiveTracker:
             opening = float(lm.eye_opening(points).min())
             self.openings.append(opening)
             if opening > 0.6 * np.median(self.openings):  # closed eyes keep looking where they did
-                raw = solver.find_gaze(problem, self._shape(identity), rotation[None], translation[None], e, points[None], (0,), self.model, 1.0)[0]
+                raw = find_gaze(problem, self._shape(identity), rotation[None], translation[None], e, points[None], (0,), self.model, 1.0)[0]
                 gaze = self.filters["gaze"](raw, step)
-            looks = solver.looks_of(problem.names, gaze[None])
+            looks = looks_of(problem.names, gaze[None])
         e = solver.fit_expressions(problem, identity.head, identity.focal, problem.picture, R, t, e, solver.WEAK, 2, looks)
         smooth = self.filters["expression"](e[0], step)
         smooth = np.clip(smooth if looks is None else np.where(np.isfinite(looks[0]), looks[0], smooth), problem.lower, problem.upper)

@@ -16,7 +16,7 @@ import numpy as np
 from recon.model import Embedding, MorphableModel, load_model
 from recon.quadratic import bounded_minimum
 from recon.smooth import whittaker
-from recon.solve import looks_of
+from recon.gaze import looks_of
 from recon.subject import Subject
 from recon.surface import closest_points, similarity, warp
 from recon.track import Track

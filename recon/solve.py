@@ -22,6 +22,7 @@ import numpy as np
 
 from recon import landmarks as lm
 from recon.config import FitConfig
+from recon.gaze import LOOKS, find_gaze, looks_of
 from recon.model import MorphableModel, fitted_part
 from recon.photometric import BATCH, SMALLEST, Poses, Refiner
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
@@ -44,8 +45,6 @@ LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
 UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
 DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll", "mouthFunnel")
-LOOKS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut")  # follow from gaze, not from landmarks
-LOOK_ANGLE = np.deg2rad(30)  # gaze at which an eyeLook coefficient is 1
 AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
            ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
@@ -108,7 +107,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     refined by the pixels (see `recon.photometric`).
 
     `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px,
-    photometric (mean difference of local contrast before and after; None when there was no refinement).
+    photometric (mean difference of local contrast before and after; None when there was no refinement), refine_seconds (not part of seconds).
     Raises InputError when no frame is valid or the model has no such landmarks.
     """
     clock = time.perf_counter()
@@ -130,8 +129,10 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         measured = slice(0, 468) if points.shape[1] == 478 else slice(None)
         error = np.linalg.norm(projected - points, axis=-1)[valid][:, measured]
         iod = lm.interocular(points[valid])
-        diagnostics.update(landmark_error_px=float(error.mean()), landmark_error_iod=float((error.mean(1) / iod).mean()),
-                           focal_px=identity.focal, seconds=time.perf_counter() - clock, projected=projected, iod_px=float(np.median(iod)), photometric=photometric)
+        refined = photometric[2] if photometric else 0.0
+        diagnostics.update(landmark_error_px=float(error.mean()), landmark_error_iod=float((error.mean(1) / iod).mean()), focal_px=identity.focal,
+                           seconds=time.perf_counter() - clock - refined, refine_seconds=refined, projected=projected, iod_px=float(np.median(iod)),
+                           photometric=photometric and photometric[:2])
     return track
 
 
@@ -351,7 +352,9 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     _each_chunk(problem, refit)
     photometric = None
     if pictures is not None and 100 * problem.unit >= SMALLEST:
-        R, t, e, photometric = refine(problem, identity, model, pictures, R, t, e, looks, config)
+        clock = time.perf_counter()
+        R, t, e, change = refine(problem, identity, model, pictures, R, t, e, looks, config)
+        photometric = (*change, time.perf_counter() - clock)
         rotation, translation, gaze, looks = settle()
     fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
     e = np.where(fast, smooth(e, config.expression_smoothing), smooth(e, 20 * config.expression_smoothing))
@@ -401,48 +404,3 @@ def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures
         for job in jobs:
             job.result()
     return R, t, e, change
-
-
-def find_gaze(problem: Problem, identity: Identity, rotation: np.ndarray, t: np.ndarray, e: np.ndarray, points: np.ndarray, clip_starts: Sequence[int],
-          model: MorphableModel, per_second: float) -> np.ndarray:
-    """Directions of the eyeballs (T,2,2) rad from the irises: where the iris' ray meets the eyeball, bridged over blinks."""
-    R = axis_angle_to_matrix(rotation)
-    _, seen = project(problem.place(identity.head, e, R), R, t, identity.focal)
-    centres = np.asarray(model.eyes(identity.shape), np.float64)
-    straight = problem.head + np.tensordot(identity.shape[: len(problem.shapes)], problem.shapes, 1)
-    opening = lm.eye_opening(points)
-    gaze = np.zeros((len(t), 2, 2))
-    for side, name in enumerate(("left", "right")):
-        radius = float(np.linalg.norm(model.mean[model.regions[f"eye_{name}"]] - model.eye_centres[side], axis=-1).max())
-        lids = [lm.LIDS[name][0], lm.LIDS[name][8]]  # the corners, which stay while the eye turns
-        iris = problem.picture[:, list(lm.IRIS[name])].mean(1) - (problem.picture[:, lids] - seen[:, lids]).mean(1)
-        centre = np.einsum("tij,j->ti", R, centres[side]) + t
-        ray = np.concatenate([iris / identity.focal, np.ones((len(t), 1))], -1)
-        ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
-        along = (ray * centre).sum(-1)
-        inside = radius**2 - ((centre**2).sum(-1) - along**2)
-        hit = ray * (along - np.sqrt(np.maximum(inside, (0.2 * radius) ** 2)))[:, None] - centre
-        d = np.einsum("tji,tj->ti", R, hit)
-        ahead = straight[list(lm.IRIS[name])].mean(0) - centres[side]  # where the detector sees the iris of an eye that looks straight out
-        gaze[:, side] = _directions(d) - _directions(ahead[None])
-    open_ = problem.valid & (opening.min(1) > 0.6 * np.median(opening[problem.valid].min(1)))
-    gaze = fill_gaps(gaze, open_ if open_.any() else problem.valid, clip_starts)
-    gaze = 0.3 * gaze + 0.7 * gaze.mean(1, keepdims=True)  # eyes turn together; what differs is mostly noise
-    return np.clip(whittaker(gaze, 0.3 * per_second, clip_starts), -0.7, 0.7)
-
-
-def _directions(d: np.ndarray) -> np.ndarray:
-    """Yaw and pitch (…,2) rad of directions (…,3) in the head frame."""
-    d = d / np.linalg.norm(d, axis=-1, keepdims=True)
-    return np.stack([np.arctan2(d[..., 0], d[..., 2]), np.arcsin(np.clip(d[..., 1], -1, 1))], -1)
-
-
-def looks_of(names: tuple[str, ...], gaze: np.ndarray) -> np.ndarray:
-    """The eyeLook coefficients that belong to a gaze, (T,E) with NaN for all others."""
-    out = np.full((len(gaze), len(names)), np.nan)
-    for side, (label, outward) in enumerate((("Left", 1), ("Right", -1))):
-        yaw, pitch = outward * gaze[:, side, 0] / LOOK_ANGLE, gaze[:, side, 1] / LOOK_ANGLE
-        for name, value in zip(LOOKS, (pitch, -pitch, -yaw, yaw)):
-            if name + label in names:
-                out[:, names.index(name + label)] = np.clip(value, 0, 1)
-    return out

@@ -10,7 +10,7 @@ from test_cli import run
 
 from recon.model import Embedding, MorphableModel, load_model, save_model
 from recon.retarget import dense_points, retarget
-from recon.solve import looks_of
+from recon.gaze import looks_of
 from recon.surface import closest_points
 from recon.track import Track
 from render.camera import Camera

@@ -152,7 +152,7 @@ def direct(track: Track, direction: Direction, home: Track | None = None, model:
     if not np.array_equal(gaze, track.gaze):
         if seen:
             gaze = _seen(gaze, manner)
-        from recon.solve import looks_of
+        from recon.gaze import looks_of
 
         looks = looks_of(track.expression_names, gaze)
         x = np.where(np.isfinite(looks), looks, x)

@@ -78,7 +78,7 @@ def transfer(driver: Track, driver_model: MorphableModel | None, home: Track, mo
     limit = np.radians(4.0)
     gaze = within(own.gaze + driver.gaze - other.gaze, own.gaze_least, own.gaze_most, np.full((2, 2), limit))
     if not np.allclose(gaze, driver.gaze, atol=1e-6):
-        from recon.solve import looks_of
+        from recon.gaze import looks_of
 
         looks = looks_of(names, gaze)
         expression = np.where(np.isfinite(looks), looks, expression)

@@ -219,7 +219,7 @@ def speed(cache: Path, data: Path | None) -> list[Row]:
     seconds = min(fit(clip, FitConfig(photometric=False))[1]["seconds"] for _ in range(2))
     rows = [least("solve (frames/s)", 250, len(clip.valid) / seconds, f"{len(clip.valid)} frames in {seconds:.2f} s, best of 2")]
     if clip.pictures:
-        more = fit(clip)[1]["seconds"] - seconds
+        more = fit(clip)[1]["refine_seconds"]
         rows.append(Row("refinement by the pixels (ms a frame)", "", 1000 * more / len(clip.valid), None, f"{more:.2f} s"))
     if "macron" in clips:
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from recon.solve import looks_of
+from recon.gaze import looks_of
 from recon.subject import Subject
 from recon.track import Track
 from render.camera import Camera

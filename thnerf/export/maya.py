@@ -19,7 +19,7 @@ from typing import Iterator, TextIO
 import numpy as np
 
 from recon.model import SIDES
-from recon.solve import LOOK_ANGLE, LOOKS
+from recon.gaze import LOOK_ANGLE, LOOKS
 from render.files import InputError, atomic_path
 from thnerf.export.maya_anim import BLEND, HEAD, UNIT, maya_curves
 from thnerf.export.maya_time import unit_of

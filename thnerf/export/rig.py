@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recon.model import SIDES, MorphableModel, gaze_rotation
-from recon.solve import LOOK_ANGLE, LOOKS
+from recon.gaze import LOOK_ANGLE, LOOKS
 from render.raster import vertex_normals
 from render.rotations import axis_angle_to_matrix
 from thnerf.export.names import swap_side

@@ -60,8 +60,8 @@ class Scene:
 
 
 def gaze_of_looks(names: tuple[str, ...], weights: np.ndarray) -> Optional[np.ndarray]:
-    """The gaze (T,2,2) rad that eyeLook weights (T,E) mean, the inverse of `recon.solve.looks_of`; None where the names lack some of them."""
-    from recon.solve import LOOK_ANGLE, LOOKS
+    """The gaze (T,2,2) rad that eyeLook weights (T,E) mean, the inverse of `recon.gaze.looks_of`; None where the names lack some of them."""
+    from recon.gaze import LOOK_ANGLE, LOOKS
 
     if not all(stem + side in names for stem in LOOKS for side in ("Left", "Right")):
         return None

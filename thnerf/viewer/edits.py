@@ -102,7 +102,7 @@ def apply_edits(track: Track, edits: Sequence[Edit], channels: Sequence[Channel]
     if turned.any():
         rotation[turned] = from_head_angles(head_angles(part.rotation[turned]) + np.radians(shift[turned, E : E + 3]))
     if looking.any():
-        from recon.solve import looks_of
+        from recon.gaze import looks_of
 
         gaze[looking] += np.radians(shift[looking, None, E + 6 :])
         lids = looks_of(part.expression_names, gaze[looking]) - looks_of(part.expression_names, part.gaze[looking])
