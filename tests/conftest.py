@@ -1,6 +1,7 @@
 """Shared fixtures. Footage comes from THNERF_FOOTAGE or ../shared/data; without it those tests skip."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import thnerf  # noqa: F401 - before torch: it sets how idle OpenMP threads wait
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("THNERF_QUIET", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background job: commands that a test interrupts would not notice
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def footage_folder() -> Path | None:
