@@ -93,8 +93,6 @@ def view_subject(subject: Subject, run: str = "default", device: str = "auto", p
             print(f"note: {subject.path} is not trained, so there is no field to look at; thnerf train {subject.path}", file=sys.stderr)
         if open_browser:
             webbrowser.open(url)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             page.run()
-        except KeyboardInterrupt:
-            pass  # the way to end it
         return {"url": url, "edits": len(page.session.edits)}
