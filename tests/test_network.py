@@ -32,15 +32,15 @@ def test_outer_products_equal_plain_loops(rows: int, columns: int) -> None:
 @pytest.mark.parametrize("channels, width", [(20, 32), (8, 64)])
 def test_kernels_equal_torch_with_all_gradients(count: int, channels: int, width: int) -> None:
     field, generator = head(channels, width), torch.Generator().manual_seed(count)
-    x, positions = torch.randn(count, channels, generator=generator), torch.rand(count, 3, generator=generator)
+    x, positions = torch.randn(count, channels, generator=generator), 1.2 * torch.rand(count, 3, generator=generator) - 0.1
     g_density, g_colour = torch.randn(count, generator=generator), torch.randn(count, 3, generator=generator)
     results = []
     for network in (field, lambda f, p: head_radiance(field, f, p)):
-        features = x.clone().requires_grad_()
-        density, colour = network(features, positions)
+        features, at = x.clone().requires_grad_(), positions.clone().requires_grad_()
+        density, colour = network(features, at)
         field.zero_grad()
         ((torch.log(density) * g_density).sum() + (colour * g_colour).sum()).backward()
-        results.append([density, colour, features.grad, *(p.grad for p in field.parameters())])
+        results.append([density, colour, features.grad, at.grad, *(p.grad for p in field.parameters())])
     for plain, fast in zip(*results):
         assert plain.shape == fast.shape
         assert torch.allclose(plain, fast, rtol=1e-3, atol=1e-4 * max(1.0, float(plain.detach().abs().max()) if plain.numel() else 1.0))

@@ -37,10 +37,9 @@ class HeadField(torch.nn.Module):
         return torch.exp((y[:, 0] + self.prior_at(positions)).clamp(-8, 8)), torch.sigmoid(y[:, 1:])
 
     def prior_at(self, positions: torch.Tensor) -> torch.Tensor:
-        """Log-density prior (M,) at unit positions (M,3), trilinear between cell centres, without gradient."""
-        with torch.no_grad():
-            grid = (positions.flip(-1) * 2 - 1).view(1, 1, 1, -1, 3)  # grid_sample's x is the last axis of the volume
-            return torch.nn.functional.grid_sample(self.prior[None, None], grid, padding_mode="border", align_corners=False).view(-1)
+        """Log-density prior (M,) at unit positions (M,3), trilinear between cell centres."""
+        grid = (positions.flip(-1) * 2 - 1).view(1, 1, 1, -1, 3)  # grid_sample's x is the last axis of the volume
+        return torch.nn.functional.grid_sample(self.prior[None, None], grid, padding_mode="border", align_corners=False).view(-1)
 
 
 def mesh_warp(meshes: np.ndarray, psi: np.ndarray, columns: int, volume: Volume, points: int) -> np.ndarray:

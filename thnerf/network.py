@@ -52,6 +52,26 @@ def prior_at(position, grid, count, out):
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
+def prior_slope(position, grid, count, out):
+    """Gradient (3,BLOCK) of `prior_at` by the unit position, zero where that is held at the border."""
+    G = grid.shape[0]
+    top = np.float32(G - 1)
+    size = np.float32(G)
+    for i in range(count):
+        x, y, z = position[0, i] * G - _HALF, position[1, i] * G - _HALF, position[2, i] * G - _HALF
+        sx, sy, sz = size if _ZERO < x < top else _ZERO, size if _ZERO < y < top else _ZERO, size if _ZERO < z < top else _ZERO
+        x, y, z = min(max(x, _ZERO), top), min(max(y, _ZERO), top), min(max(z, _ZERO), top)
+        a, b, c = min(int(x), G - 2), min(int(y), G - 2), min(int(z), G - 2)
+        fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
+        gx, gy, gz = _ONE - fx, _ONE - fy, _ONE - fz
+        p000, p001, p010, p011 = grid[a, b, c], grid[a, b, c + 1], grid[a, b + 1, c], grid[a, b + 1, c + 1]
+        p100, p101, p110, p111 = grid[a + 1, b, c], grid[a + 1, b, c + 1], grid[a + 1, b + 1, c], grid[a + 1, b + 1, c + 1]
+        out[0, i] = sx * (((p100 - p000) * gy + (p110 - p010) * fy) * gz + ((p101 - p001) * gy + (p111 - p011) * fy) * fz)
+        out[1, i] = sy * (((p010 - p000) * gx + (p110 - p100) * fx) * gz + ((p011 - p001) * gx + (p111 - p101) * fx) * fz)
+        out[2, i] = sz * (((p001 - p000) * gx + (p101 - p100) * fx) * gy + ((p011 - p010) * gx + (p111 - p110) * fx) * fy)
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
 def radiance(layers, features, bias, hidden, second, y, bits, power):
     """features (C,BLOCK), bias (BLOCK,) of the log-density → y (4,BLOCK): density and colours; hidden and second keep the activations."""
     w1, b1, w2, b2, w3, b3 = layers
@@ -121,8 +141,9 @@ def _sum_rows(gradient, out):
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def backward(g_density, g_colour, x, positions, prior, layers, turned, g_x, g_weights, g_biases):
-    """Gradients: g_x (M,C) of the features; g_weights: (runs, rows, columns, LANES) for each of three weights, g_biases (runs, 3, rows).
+def backward(g_density, g_colour, x, positions, prior, layers, turned, g_x, g_positions, g_weights, g_biases):
+    """Gradients: g_x (M,C) of the features; g_positions (M,3) through the prior, or (0,3): not wanted; g_weights: (runs, rows, columns, LANES) for
+    each of three weights, g_biases (runs, 3, rows).
 
     turned: the weights transposed. The caller adds up runs and lanes.
     """
@@ -165,6 +186,11 @@ def backward(g_density, g_colour, x, positions, prior, layers, turned, g_x, g_we
             for i in range(n):
                 for k in range(channels):
                     g_x[start + i, k] = g0[k, i]
+            if len(g_positions) > 0:
+                prior_slope(position, prior, n, position)
+                for i in range(n):
+                    for k in range(3):
+                        g_positions[start + i, k] = gy[0, i] * position[k, i]
 
 
 class _Radiance(torch.autograd.Function):
@@ -183,17 +209,19 @@ class _Radiance(torch.autograd.Function):
         weights = arrays[0::2]
         sums = tuple(np.zeros((_RUNS, *w.shape, LANES), np.float32) for w in weights)
         biases, g_x = np.zeros((_RUNS, 3, max(len(w) for w in weights)), np.float32), np.empty_like(x)
-        backward(g_density.contiguous().numpy(), g_colour.contiguous().numpy(), x, p, g, arrays, tuple(np.ascontiguousarray(w.T) for w in weights), g_x, sums, biases)
+        g_positions = np.empty((len(x) if ctx.needs_input_grad[1] else 0, 3), np.float32)
+        turned = tuple(np.ascontiguousarray(w.T) for w in weights)
+        backward(g_density.contiguous().numpy(), g_colour.contiguous().numpy(), x, p, g, arrays, turned, g_x, g_positions, sums, biases)
         out = []
         for layer, (weight, total) in enumerate(zip(weights, sums)):
             out += [torch.from_numpy(total.sum((0, 3))), torch.from_numpy(biases[:, layer, : len(weight)].sum(0))]
-        return torch.from_numpy(g_x), None, None, *out
+        return torch.from_numpy(g_x), torch.from_numpy(g_positions) if ctx.needs_input_grad[1] else None, None, *out
 
 
 def head_radiance(head: torch.nn.Module, features: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`HeadField.forward` on CPU threads: features (M,C), positions (M,3) in the unit cube → density (M,), colour (M,3), float32.
 
-    Differentiable in the features and in the weights of `head` (a `field.HeadField`, its width and C multiples of 4).
+    Differentiable in the features, in the positions (through the prior) and in the weights of `head` (a `field.HeadField`, its width and C multiples of 4).
     """
     layers = [p for layer in (head.first, head.second, head.last) for p in (layer.weight, layer.bias)]
     return _Radiance.apply(features, positions, head.prior, *layers)

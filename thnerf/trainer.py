@@ -100,14 +100,13 @@ class Trainer:
         directions = np.einsum("rij,rj->ri", matrices[batch.slot], pixels)
         samples = avatar.marching.march(origins[batch.slot], directions, avatar.volume, self.rng.random(len(batch.u), dtype=np.float32), avatar.config.samples_per_ray)
         which = avatar.put(batch.slot)[samples.ray]
-        x = y = samples.positions
+        x = samples.positions
         if self.steps >= _POSE_FROM:
             box = avatar.put(avatar.volume.lower), avatar.put(avatar.volume.upper)
-            y = avatar.correction.attach(avatar.put(features), x, which, *box)
+            x = avatar.correction.attach(avatar.put(features), x, which, *box)
         else:
             warp_table = warp_table.detach()
-        y = avatar.warp(y, warp_table, which)
-        density, rgb = avatar.network(avatar.encode(y, table, which), x)
+        density, rgb = avatar.network(avatar.encode(avatar.warp(x, warp_table, which), table, which), x)
         return *avatar.marching.composite(density, rgb, avatar.volume.optical_step, samples.offsets), samples
 
     def _behind(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
