@@ -2,8 +2,9 @@
 
 Motion is resequenced, not synthesised: stretches of the training footage are played and joined where pose, velocity and
 speech activity match (motion graphs: Kovar, Gleicher & Pighin 2002; video textures: Schödl et al. 2000), cross-faded over
-`OVERLAP` seconds. So every frame lies within the training range, speeds are the subject's, shoulders and gaze move with the
-head that moved them, and nothing drifts or loops. Blinks are cut out of the stretches and put back as a renewal process.
+`OVERLAP` seconds; what two poses differ by fades over the whole stretch, lest the head hurry from one to the other. So every
+frame lies within the training range, speeds are the subject's, shoulders and gaze move with the head that moved them, and
+nothing drifts or loops. Blinks are cut out of the stretches and put back as a renewal process.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class PoseModel:
         scaled = (self.states / spread * np.sqrt(importance / importance.sum())).astype(np.float32)
         weight = (0.5 - 0.5 * np.cos(np.pi * (np.arange(overlap) + 0.5) / overlap))[:, None]
         middle = np.median(scaled, 0)
+        slow = np.r_[0:6, 10 : 10 + self.layout.torso]  # head and shoulders
         out = np.empty((T, self.states.shape[1]))
         used = np.zeros(len(self.states))
         ahead = np.pad(activity, (0, need), mode="edge")
@@ -138,7 +140,9 @@ class PoseModel:
         while at < T:
             length = min(int(rng.integers(shortest, longest + 1)) + overlap, left[source] - overlap)
             piece = self.states[source : source + length].astype(np.float64)
-            if tail is not None:
+            if tail is not None:  # what the poses differ by goes slowly, over the whole stretch; the cross-fade joins what is left
+                apart = (tail - piece[:overlap])[:, slow].mean(0) * (0.5 + 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / length))[:, None]
+                piece[:, slow] = np.clip(piece[:, slow] + apart, self.low[slow], self.high[slow])
                 piece[:overlap] = weight * piece[:overlap] + (1 - weight) * tail
             n = min(length, T - at)
             out[at : at + n] = piece[:n]
@@ -158,7 +162,7 @@ class PoseModel:
         """The start with the least mismatch: `cost` + speech activity + recent use + a little chance."""
         steps = np.linspace(0, len(window) - 1, 8).astype(int)
         speech = sum(np.abs(self.activity[starts + k] - window[k]) for k in steps) / len(steps)
-        return int(starts[np.argmin(cost + 0.5 * speech + 1.5 * np.minimum(used[starts], 2) + 0.2 * rng.gumbel(size=len(starts)))])
+        return int(starts[np.argmin(0.7 * cost + 0.5 * speech + 1.5 * np.minimum(used[starts], 2) + 0.4 * rng.gumbel(size=len(starts)))])
 
     def with_blinks(self, states: np.ndarray, seed: int) -> np.ndarray:
         """Add blinks to (T, D) states: gamma-distributed intervals, amplitudes that vary by a few percent."""
