@@ -1,5 +1,6 @@
 """The numba hash encoding equals the readable one, values and gradients; the layout equals tiny-cuda-nn's."""
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -130,3 +131,32 @@ def test_unknown_backend_names_the_known() -> None:
     with pytest.raises(ValueError, match="numba"):
         load_backend("cudnn")
     assert np.isfinite(HashGridLayout(3, 1).growth)
+
+
+def test_look_ups_of_half_precision_equal_those_of_float() -> None:
+    """Pairs of float16 at any level, and the warp's three components in one word against two levels of the same grid."""
+    from thnerf.encodings.numba_blocks import look_up
+    from thnerf.encodings.numba_vectors import look_up_three
+
+    @numba.njit
+    def three(x, scale, points, words, out):
+        r = np.int32(points)
+        for at in range(0, x.shape[1], 16):
+            look_up_three(x[0], x[1], x[2], at, np.int32(0), scale, r, np.int32(r * r), np.int32(len(words)), words, out[0], out[1], out[2])
+
+    x = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    x[:, :2] = 0, 1
+    for layout in (HashGridLayout(3, 2, 2, 12, 8, 64), HashGridLayout(3, 2, 2, 15, 32, 32)):
+        table = random_tables(layout, 1)[0].half()
+        words = table.numpy().view(np.uint32)
+        features = np.empty((4, 64), np.float32)
+        for level in range(2):
+            look_up(True, layout.hashed[level], 64, *x, np.int32(layout.offsets[level]), layout.scales[level], layout.resolutions[level], layout.entries[level],
+                    words, features[2 * level], features[2 * level + 1])
+        exact = encode(torch.from_numpy(x.T.copy()), table.float(), layout, backend="reference").T.numpy()
+        assert np.abs(features - exact).max() < 1e-5 * np.abs(exact).max()
+    both = table.reshape(2, -1, 2)
+    packed = torch.stack([both[0, :, 0], both[0, :, 1], both[1, :, 0], torch.zeros(len(both[0])).half()], 1).reshape(-1).numpy().view(np.uint64)
+    out = np.empty((3, 64), np.float32)
+    three(x, layout.scales[0], layout.resolutions[0], packed, out)
+    assert np.abs(out - exact[:3]).max() < 1e-5 * np.abs(exact).max()

@@ -6,7 +6,7 @@ import torch
 
 from thnerf.dense import BLOCK, LANES, outer, outer_plain
 from thnerf.field import HeadField
-from thnerf.network import head_radiance
+from thnerf.network import head_radiance, prior_at, prior_plain
 
 
 def head(channels: int, width: int) -> HeadField:
@@ -54,3 +54,14 @@ def test_limits_of_the_density_stop_its_gradient() -> None:
     density, _ = head_radiance(field, features, torch.rand(5, 3))
     density.sum().backward()
     assert torch.allclose(density, torch.full((5,), float(np.exp(8.0)))) and not features.grad.any()
+
+
+@pytest.mark.parametrize("cells", [2, 9, 64])
+def test_prior_of_a_block_equals_the_plain_one(cells: int) -> None:
+    rng = np.random.default_rng(cells)
+    grid, position = rng.normal(0, 10, (cells,) * 3).astype(np.float32), (1.4 * rng.random((3, BLOCK)) - 0.2).astype(np.float32)
+    position[:, 0], position[:, 1], position[:, 2] = 0, 1, 0.5
+    plain, fast = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    prior_plain(position, grid, BLOCK, plain)
+    prior_at(position, grid, fast)
+    assert np.abs(plain - fast).max() < 0.01  # at the upper border it looks 1e-4 of a cell further in

@@ -13,8 +13,9 @@ import numba as nb
 import numpy as np
 
 from render.march import clip_ray
-from thnerf.dense import BLOCK, dense
+from thnerf.dense import BLOCK, LANES, dense
 from thnerf.encodings.numba_blocks import look_up
+from thnerf.encodings.numba_vectors import look_up_three
 from thnerf.field import WARP_UNIT
 from thnerf.network import exponential, prior_at, radiance
 
@@ -23,12 +24,23 @@ _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _encode(volume, x, y, z, table, grid, first, features):
-    """Hash features (2·levels, BLOCK) of unit positions x, y, z (BLOCK,), z only in a volume; table (entries, 2). first (BLOCK,) int32 is scratch."""
+def _encode(volume, x, y, z, table, grid, features):
+    """Hash features (2·levels, BLOCK) of unit positions x, y, z (BLOCK,), z only in a volume; table (entries,2), or (entries,) uint32 of two float16."""
     scales, resolutions, entries, hashed, offsets = grid
     for level in range(len(scales)):
-        first[:] = np.int32(offsets[level])
-        look_up(volume, hashed[level], BLOCK, x, y, z, first, scales[level], resolutions[level], entries[level], table, features[2 * level], features[2 * level + 1])
+        look_up(volume, hashed[level], BLOCK, x, y, z, np.int32(offsets[level]), scales[level], resolutions[level], entries[level], table, features[2 * level], features[2 * level + 1])
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _warp(position, warp, scale, points, moved):
+    """Carry unit positions (3,BLOCK) back to the resting head, in place: `Avatar.warp`. warp (entries,) uint64: four float16 x, y, z, 0 a point. moved is scratch."""
+    unit, r = np.float32(WARP_UNIT), np.int32(points)
+    for at in range(0, BLOCK, LANES):
+        look_up_three(position[0], position[1], position[2], at, np.int32(0), scale, r, np.int32(r * r), np.int32(len(warp)), warp, moved[0], moved[1], moved[2])
+    for k in range(3):
+        here, shift = position[k], moved[k]
+        for i in range(BLOCK):
+            here[i] = min(max(here[i] + unit * shift[i], _ZERO), _ONE)
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -55,7 +67,7 @@ def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, 
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp_grid, warp_table, layers, colour, opacity):
+def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
     """Render one tile; see `render_head`."""
     width1, width2 = len(layers[1]), len(layers[3])
     rays = TILE * TILE
@@ -77,7 +89,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             count += 1
     features, hidden, second, y = np.empty((2 * len(grid[0]), BLOCK), np.float32), np.empty((width1, BLOCK), np.float32), np.empty((width2, BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
     position, bias, ray = np.zeros((3, BLOCK), np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int32)
-    first, bits, moved, warp_unit = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), np.empty((4, BLOCK), np.float32), np.float32(WARP_UNIT)
+    bits, moved = np.empty(BLOCK, np.int32), np.empty((3, BLOCK), np.float32)
     power = bits.view(np.float32)
     while count > 0:
         begin, still = 0, 0
@@ -85,13 +97,9 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
             begin, n = _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray)
             if n == 0:
                 continue
-            prior_at(position, prior, n, bias)
-            _encode(True, position[0], position[1], position[2], warp_table, warp_grid, first, moved)
-            for k in range(3):
-                here, shift = position[k], moved[k]
-                for i in range(BLOCK):
-                    here[i] = min(max(here[i] + warp_unit * shift[i], _ZERO), _ONE)
-            _encode(True, position[0], position[1], position[2], table, grid, first, features)
+            prior_at(position, prior, bias)
+            _warp(position, warp, warp_grid[0], warp_grid[1], moved)
+            _encode(True, position[0], position[1], position[2], table, grid, features)
             radiance(layers, features, bias, hidden, second, y, bits, power)
             y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
             for i in range(BLOCK):
@@ -116,18 +124,18 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def render_head(order, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp_grid, warp_table, layers, colour, opacity):
+def render_head(order, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
     """Render the head layer: colour (H,W,3) premultiplied, opacity (H,W).
 
     order: tiles in the order they are begun. origin (3,): camera in the unit cube; matrix (3,3) turns (u, v, 1) px into
     world-length directions in head axes; extent (3,) of the box, mm. grid: scales, resolutions, entries, hashed, offsets;
-    table (entries,2); layers: w1, b1, w2, b2, w3, b3, each weight (outputs, inputs).
+    table (entries,) uint32: two float16 each; warp: see `_warp`, warp_grid its scale and points; layers: w1, b1, w2, b2, w3, b3, each weight (outputs, inputs).
     """
     height, width = opacity.shape
     across = (width + TILE - 1) // TILE
     for k in nb.prange(len(order)):
         _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, stop,
-              occupancy, prior, grid, table, warp_grid, warp_table, layers, colour, opacity)
+              occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity)
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
@@ -142,7 +150,7 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
     height, width = opacity.shape
     for v in nb.prange(first_row, height):
         position, features = np.zeros((2, BLOCK), np.float32), np.empty((2 * len(grid[0]), BLOCK), np.float32)
-        hidden, y, first = np.empty((len(b1), BLOCK), np.float32), np.empty((4, BLOCK), np.float32), np.empty(BLOCK, np.int32)
+        hidden, y = np.empty((len(b1), BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
         bits = np.empty(BLOCK, np.int32)
         power = bits.view(np.float32)
         cv = np.float32((v + 0.5) / height - 0.5)
@@ -159,7 +167,7 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 z = cv + _HALF + reach * z + affine[1, 0] * cu + affine[1, 1] * cv + affine[1, 2]
                 position[0, i] = min(max(margin + (_ONE - 2 * margin) * x, _ZERO), _ONE)
                 position[1, i] = min(max(margin + (_ONE - 2 * margin) * z, _ZERO), _ONE)
-            _encode(False, position[0], position[1], position[1], table, grid, first, features)
+            _encode(False, position[0], position[1], position[1], table, grid, features)
             dense(w1, b1, features, hidden, True)
             dense(w2, b2, hidden, y, False)
             for k in range(4):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from thnerf.dense import BLOCK, LANES, dense, outer
+from thnerf.encodings.numba_vectors import look_up_centred
 
 _RUNS = 8
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
@@ -37,7 +38,7 @@ def exponential(x, bits, power):
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def prior_at(position, grid, count, out):
+def prior_plain(position, grid, count, out):
     """Trilinear look-up of a cubic grid between cell centres at unit positions (3,BLOCK)."""
     G = grid.shape[0]
     top = np.float32(G - 1)
@@ -52,8 +53,16 @@ def prior_at(position, grid, count, out):
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
+def prior_at(position, grid, out):
+    """As `prior_plain`, for the whole block."""
+    G = np.int32(grid.shape[0])
+    for at in range(0, BLOCK, LANES):  # the last axis is the one whose neighbours lie side by side
+        look_up_centred(position[2], position[1], position[0], at, np.int32(0), np.float32(G), G, np.int32(G * G), np.int32(G * G * G), grid.reshape(-1), out)
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
 def prior_slope(position, grid, count, out):
-    """Gradient (3,BLOCK) of `prior_at` by the unit position, zero where that is held at the border."""
+    """Gradient (3,BLOCK) of `prior_plain` by the unit position, zero where that is held at the border."""
     G = grid.shape[0]
     top = np.float32(G - 1)
     size = np.float32(G)
@@ -114,7 +123,7 @@ def forward(x, positions, prior, layers, density, colour):
             start = block * BLOCK
             n = min(BLOCK, count - start)
             _load(x, positions, start, n, features, position)
-            prior_at(position, prior, n, bias)
+            prior_at(position, prior, bias)
             radiance(layers, features, bias, hidden, second, y, bits, power)
             for i in range(n):
                 density[start + i] = y[0, i]
@@ -163,7 +172,7 @@ def backward(g_density, g_colour, x, positions, prior, layers, turned, g_x, g_po
             start = block * BLOCK
             n = min(BLOCK, count - start)
             _load(x, positions, start, n, features, position)
-            prior_at(position, prior, n, bias)
+            prior_at(position, prior, bias)
             radiance(layers, features, bias, hidden, second, y, bits, power)
             gy[:] = _ZERO
             for i in range(n):

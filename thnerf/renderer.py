@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numba
 import numpy as np
 import torch
 
@@ -21,7 +22,7 @@ from thnerf.torso import FREQUENCIES, MARGIN, REACH
 
 NECK_MM = 60.0  # the torso hangs this far behind the origin of the head, where neck and collar are
 SHOULDER_FALL = 0.45  # slope at which shoulders go on outside the fitted crop, where nothing is known of them
-STOP = 0.01  # light left behind which a ray is not followed
+STOP = 0.02  # light left behind which a ray is not followed
 
 
 class HeadRenderer:
@@ -43,7 +44,10 @@ class HeadRenderer:
         self._torso_first, self._torso_conditions = array(torso.first.weight[:, :channels]), array(torso.first.weight[:, channels:])
         self._plates: dict[bytes, np.ndarray] = {}
         self._waves: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-        self._order: dict[tuple[int, int], np.ndarray] = {}
+        self._order: dict[tuple[int, ...], np.ndarray] = {}
+        # Both levels of the warp have the same grid: x, y, z (and 0) of a point side by side are found in one look-up.
+        both = avatar.warp_tables.tables.reshape(2, -1, 2, avatar.warp_tables.tables.shape[1])
+        self._warp = torch.stack([both[0, :, 0], both[0, :, 1], both[1, :, 0], torch.zeros_like(both[0, :, 0])], 1).flatten(0, 1)
 
     @classmethod
     def load(cls, run_dir: Path, subject: Subject) -> "HeadRenderer":
@@ -109,13 +113,14 @@ class HeadRenderer:
         volume = avatar.volume
         origins, matrices = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
         extent = (volume.upper - volume.lower).astype(np.float32)
-        table = avatar.blend(torch.from_numpy(psi)).detach().numpy().reshape(-1, 2)
-        warp = avatar.blend_warp(torch.from_numpy(psi)).detach().numpy().reshape(-1, 2)
+        table = avatar.blend(torch.from_numpy(psi)).detach()[0].half().numpy().view(np.uint32)  # half of it fits where the whole does not, into the second cache level
+        one = torch.cat([torch.ones(1, 1), torch.from_numpy(psi) * avatar.config.condition_scale], 1)
+        warp = avatar.warp_tables.backend.blend(self._warp, one)[0].half().numpy().view(np.uint64)
         colour, opacity = np.empty((camera.height, camera.width, 3), np.float32), np.empty((camera.height, camera.width), np.float32)
         fused.render_head(
             self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
             (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step),
-            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, _grid(avatar.warp_layout), warp, self._head_layers, colour, opacity)
+            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, warp, (avatar.warp_layout.scales[0], avatar.warp_layout.resolutions[0]), self._head_layers, colour, opacity)
         return colour, opacity
 
     def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,11 +150,16 @@ class HeadRenderer:
         return self._waves[width, height]
 
     def _tile_order(self, width: int, height: int) -> np.ndarray:
-        """Tiles dealt out like cards, so that threads that take contiguous runs get equal work."""
-        if (width, height) not in self._order:
-            count = -(-width // fused.TILE) * -(-height // fused.TILE)
-            self._order[width, height] = np.random.default_rng(0).permutation(count)
-        return self._order[width, height]
+        """Tiles in Morton's order, so that what one found in the tables the next finds in the cache; squares of four dealt out to the threads, for equal work."""
+        across, down, threads = -(-width // fused.TILE), -(-height // fused.TILE), numba.get_num_threads()
+        key = across, down, threads
+        if key not in self._order:
+            y, x = (a.ravel() for a in np.mgrid[0:down, 0:across])
+            code = sum((x >> k & 1) << 2 * k | (y >> k & 1) << 2 * k + 1 for k in range(12))
+            order = np.argsort(code)
+            dealt = np.argsort(np.arange(len(order)) // 4 % threads, kind="stable")
+            self._order[key] = order[dealt]
+        return self._order[key]
 
     def _plate(self, track: Track) -> np.ndarray:
         """The subject's background as the track's camera shows it when it stands where the fitted one stood; beyond its border blurred."""

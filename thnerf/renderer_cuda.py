@@ -11,7 +11,6 @@ import torch
 from recon.subject import Subject
 from recon.track import Track
 from render.march import Volume
-from render.march import Volume
 from thnerf import fused_triton
 from thnerf.avatar import Avatar
 from thnerf.dataset import head_rays
@@ -36,12 +35,6 @@ class CudaRenderer(HeadRenderer):
         self._packed = fused_triton.pack_layers(avatar.head.first, avatar.head.second, avatar.head.last)
         self._device_plates: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
         self.use_volume(avatar.volume)
-
-    def use_volume(self, volume: Volume) -> None:
-        """As `HeadRenderer.use_volume`."""
-        super().use_volume(volume)
-        self._on_device.volume = volume
-        self._occupancy = torch.from_numpy(volume.occupancy.astype(np.uint8)).to(self._on_device.device)
 
     def use_volume(self, volume: Volume) -> None:
         """As `HeadRenderer.use_volume`, on the device too, whose kernel has occupancy and prior in cells of one size: finer ones are joined."""

@@ -8,7 +8,7 @@ Memory is read as it lies, so arrays of another type or layout are typing errors
 All three functions made by `make(dimensions, hashed)` begin with the arguments
 
     x, y, z, at      float32 planes and where the 16 samples begin; in 2D z is not read
-    first            int32 plane: entry at which the sample's table begins (frame and level)
+    first            int32 plane: entry at which the sample's table begins (frame and level); or one number for all samples
     scale, my, mz    of the level; my, mz int32: hash primes, or the strides of a dense level
     size             int32 entries of the level
 """
@@ -33,17 +33,25 @@ def _planes(kind: Any, *arrays: Any) -> bool:
 
 def _level(x: Any, y: Any, z: Any, first: Any, scale: Any, my: Any, mz: Any, size: Any) -> bool:
     """Whether the arguments common to all functions have the types the code assumes."""
-    return _planes(types.float32, x, y, z) and _planes(types.int32, first) and scale == types.float32 and my == mz == size == types.int32
+    return _planes(types.float32, x, y, z) and (_planes(types.int32, first) or first == types.int32) and scale == types.float32 and my == mz == size == types.int32
 
 
 class _Cell:
-    """Corners of 16 samples: `entry(c)` and `weight(c)`, and the weights (wx, wy, wz) of its axes."""
+    """Corners of 16 samples: `entry(c)` and `weight(c)`, and the weights (wx, wy, wz) of its axes.
 
-    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any, dimensions: int, hashed: bool) -> None:
+    centred: not a level of the hash grid but a grid of `scale` values along each axis, which stand in the centres of their cells; towards the border of
+    the cube the outermost go on.
+    """
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, args: Any, dimensions: int, hashed: bool, centred: bool = False) -> None:
         self.context, self.b, self.signature, self.args, self.dimensions, self.hashed = context, builder, signature, args, dimensions, hashed
         scale, my, mz, self.size = (self.splat(args[k]) for k in range(5, 9))
         one, half = self.number(1.0), self.number(0.5)
-        grid = [self.fma(self.load(k, _F), scale, half) for k in range(dimensions)]
+        if centred:
+            low, high = self.number(0.0), self.sub(scale, self.number(1.0001))
+            grid = [self.least(self.most(self.sub(self.mul(self.load(k, _F), scale), half), low), high) for k in range(dimensions)]
+        else:
+            grid = [self.fma(self.load(k, _F), scale, half) for k in range(dimensions)]
         cell = [builder.fptosi(g, _I) for g in grid]
         high = [self.sub(g, builder.sitofp(i, _F)) for g, i in zip(grid, cell)]
         self.along = [(self.sub(one, f), f) for f in high]  # weight of the lower and the upper corner along each axis
@@ -56,7 +64,8 @@ class _Cell:
             self.rows = [self.mix(ys[k & 1], zs[k >> 1]) for k in range(4)]
         else:
             self.rows = list(ys)
-        self.xs, self.first = (cell[0], up), self.load(4, _I)
+        self.xs = cell[0], up
+        self.first = self.load(4, _I) if isinstance(signature.args[4], types.Array) else self.splat(args[4])
 
     def splat(self, value: ir.Value) -> ir.Value:
         vector = ir.VectorType(value.type, LANES)
@@ -88,6 +97,12 @@ class _Cell:
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         return self.add(self.mul(a, b), c)
 
+    def least(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.b.select(self.b.fcmp_ordered("<", a, b, flags=_FAST), a, b)
+
+    def most(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.b.select(self.b.fcmp_ordered(">", a, b, flags=_FAST), a, b)
+
     def mix(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.b.xor(a, b) if self.hashed else self.b.add(a, b)
 
@@ -110,19 +125,29 @@ class _Cell:
                 out = factor if out is None else self.mul(out, factor)
         return out
 
-    def features(self, argument: int, c: int) -> tuple[ir.Value, ir.Value]:
-        """Both features of corner c, gathered as 64-bit words from an array of pairs."""
-        word = ir.IntType(64)
-        start = self.splat(self.b.ptrtoint(self.pointer(argument), word))
-        address = self.b.add(start, self.b.shl(self.b.sext(self.entry(c), _L), ir.Constant(_L, [3] * LANES)))
+    def words(self, argument: int, c: int, entry_bytes: int, bits: int = 64) -> ir.Value:
+        """Words that begin at the entry of corner c."""
+        word = ir.IntType(bits)
+        kind = ir.VectorType(word, LANES)
+        start = self.splat(self.b.ptrtoint(self.pointer(argument), ir.IntType(64)))
+        address = self.b.add(start, self.b.shl(self.b.sext(self.entry(c), _L), ir.Constant(_L, [entry_bytes.bit_length() - 1] * LANES)))
         pointers = ir.VectorType(word.as_pointer(), LANES)
         mask = ir.VectorType(ir.IntType(1), LANES)
-        name = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0" + ("" if str(word.as_pointer()) == "ptr" else "i64")  # typed pointers before LLVM 15
-        gather = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(_L, [pointers, ir.IntType(32), mask, _L]), name)
-        words = self.b.call(gather, [self.b.inttoptr(address, pointers), ir.IntType(32)(4), ir.Constant(mask, [1] * LANES), ir.Constant(_L, ir.Undefined)])
-        pairs = self.b.bitcast(words, ir.VectorType(ir.FloatType(), 2 * LANES))
-        none = ir.Constant(pairs.type, ir.Undefined)
-        return tuple(self.b.shuffle_vector(pairs, none, ir.Constant(_I, list(range(odd, 2 * LANES, 2)))) for odd in (0, 1))
+        name = f"llvm.masked.gather.v{LANES}i{bits}.v{LANES}p0" + ("" if str(word.as_pointer()) == "ptr" else f"i{bits}")  # typed pointers before LLVM 15
+        gather = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(kind, [pointers, ir.IntType(32), mask, kind]), name)
+        return self.b.call(gather, [self.b.inttoptr(address, pointers), ir.IntType(32)(4), ir.Constant(mask, [1] * LANES), ir.Constant(kind, ir.Undefined)])
+
+    def split(self, words: ir.Value, kind: ir.Type, count: int) -> tuple[ir.Value, ...]:
+        """The `count` numbers that each word holds, as vectors."""
+        numbers = self.b.bitcast(words, ir.VectorType(kind, count * LANES))
+        none = ir.Constant(numbers.type, ir.Undefined)
+        return tuple(self.b.shuffle_vector(numbers, none, ir.Constant(_I, list(range(k, count * LANES, count)))) for k in range(count))
+
+    def features(self, argument: int, c: int) -> tuple[ir.Value, ...]:
+        """Both features of corner c: an array of float32 holds pairs of them, one of uint32 pairs of float16."""
+        if self.signature.args[argument].dtype == types.uint32:
+            return tuple(self.b.fpext(value, _F) for value in self.split(self.words(argument, c, 4, 32), ir.HalfType(), 2))
+        return self.split(self.words(argument, c, 8), ir.FloatType(), 2)
 
     def store(self, value: ir.Value, argument: int, at: ir.Value | None = None) -> None:
         self.b.store(value, self.plane(argument, value.type, at), align=4)
@@ -135,7 +160,7 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
     @intrinsic
     def look_up(typing, x, y, z, at, first, scale, my, mz, size, pairs, a, b):  # noqa: ANN001, ANN202 - numba's signature
         """a, b (planes of float32) at `at` become the two features of the level."""
-        if not (_level(x, y, z, first, scale, my, mz, size) and _planes(types.float32, pairs, a, b)):
+        if not (_level(x, y, z, first, scale, my, mz, size) and (_planes(types.float32, pairs) or _planes(types.uint32, pairs)) and _planes(types.float32, a, b)):
             return None
 
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -186,6 +211,43 @@ def make(dimensions: int, hashed: bool) -> tuple[Callable[..., None], Callable[.
         return types.void(x, y, z, types.int64, first, scale, my, mz, size, entry, weight), code
 
     return look_up, slope, find_corners
+
+
+@intrinsic
+def look_up_three(typing, x, y, z, at, first, scale, my, mz, size, words, a, b, c):  # noqa: ANN001, ANN202
+    """a, b, c (planes of float32) at `at` become the first three of four float16 in an entry (uint64) of a dense level in 3D."""
+    if not (_level(x, y, z, first, scale, my, mz, size) and _planes(types.uint64, words) and _planes(types.float32, a, b, c)):
+        return None
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        cell = _Cell(context, builder, signature, args, 3, False)
+        sums = [cell.number(0.0)] * 3
+        for corner in range(8):
+            weight, values = cell.weight(corner), cell.split(cell.words(9, corner, 8), ir.HalfType(), 4)
+            sums = [cell.fma(weight, builder.fpext(value, _F), s) for s, value in zip(sums, values)]
+        for k in range(3):
+            cell.store(sums[k], 10 + k)
+        return context.get_dummy_value()
+
+    return types.void(x, y, z, types.int64, first, scale, my, mz, size, words, a, b, c), code
+
+
+@intrinsic
+def look_up_centred(typing, x, y, z, at, first, scale, my, mz, size, values, out):  # noqa: ANN001, ANN202
+    """out (a plane) at `at` becomes the value of a grid (float32, flat) of scale³ cells between their centres; neighbours along x are read together."""
+    if not (_level(x, y, z, first, scale, my, mz, size) and _planes(types.float32, values, out)):
+        return None
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        cell = _Cell(context, builder, signature, args, 3, False, centred=True)
+        total = cell.number(0.0)
+        for c in (0, 2, 4, 6):
+            for k, value in enumerate(cell.split(cell.words(9, c, 4), ir.FloatType(), 2)):
+                total = cell.fma(cell.weight(c + k), value, total)
+        cell.store(total, 10)
+        return context.get_dummy_value()
+
+    return types.void(x, y, z, types.int64, first, scale, my, mz, size, values, out), code
 
 
 def make_scatter(corners: int) -> Callable[..., None]:
