@@ -8,7 +8,7 @@ from render.camera import Camera
 from render.files import InputError
 from render.rotations import axis_angle_to_matrix
 from synthetic import make_subject, toy_frame, toy_model, toy_track
-from thnerf.dataset import Condition, head_rays, landmark_boxes, load_training_set, pixel_directions, typical_meshes
+from thnerf.dataset import LIMIT, PATCH, Condition, head_rays, landmark_boxes, load_training_set, pixel_directions, typical_meshes
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,15 @@ def test_conditions_are_white_and_separate_blinks(subject: Subject) -> None:
     only_blink[1, 1] = only_blink[0, 1] + 0.3
     pair = condition.expression(track[0:2].replace(expression=only_blink))
     assert np.abs(pair[1] - pair[0])[2] > 0.5 and np.abs(pair[1] - pair[0])[[0, 1, 3, 4, 5]].max() < 1e-5
+    still = track.replace(expression=track.expression * np.float32(0.05))  # with hardly a blink in the footage
+    only_blink[1, 1] = 1.0
+    assert Condition.fit(still, np.arange(44), model, 2).expression(track[0:2].replace(expression=only_blink))[1, 2] > LIMIT  # a whole one is not cut off
     with pytest.raises(InputError, match="expression names"):
         condition.expression(track.replace(expression_names=("a", "b", "c", "d")))
 
 
 def test_boxes_hold_the_landmarks_and_the_mouth_lies_in_the_face(subject: Subject) -> None:
-    face, mouth = landmark_boxes(subject.track, toy_model(), np.arange(44))
+    face, mouth, _ = landmark_boxes(subject.track, toy_model(), np.arange(44))
     assert (mouth[:, :2] >= face[:, :2]).all() and (mouth[:, 2:] <= face[:, 2:]).all()
     image = toy_frame(subject.track, 5)[0]
     dark = np.argwhere(np.abs(image - [0.25, 0.05, 0.08]).sum(-1) < 1e-6)
@@ -84,6 +87,25 @@ def test_sampling_returns_the_pixels_it_names(subject: Subject) -> None:
     x0, y0, x1, y1 = data.mouth_boxes.mean(0)
     inside = (batch.u >= x0) & (batch.u < x1) & (batch.v >= y0) & (batch.v < y1)
     assert inside.mean() > 3 * (x1 - x0) * (y1 - y0) / 64**2
+
+
+def test_patches_are_squares_of_one_frame(subject: Subject) -> None:
+    data = load_training_set(subject, toy_model(), 3, 1000)
+    batch = data.sample(np.random.default_rng(0), 3, 2000, patches=6)
+    assert len(batch.u) == 2000 and batch.patches.shape == (6, PATCH, PATCH) and (np.diff(batch.slot) >= 0).all()
+    for square in batch.patches:
+        assert len(np.unique(batch.slot[square])) == 1
+        assert (np.diff(batch.u[square], axis=1) == 1).all() and (np.diff(batch.v[square], axis=0) == 1).all()
+    frame = batch.frames[batch.slot[batch.patches[0, 3, 4]]]
+    assert np.allclose(batch.colour[batch.patches[0, 3, 4]] * 255, data.images[frame, batch.v[batch.patches[0, 3, 4]], batch.u[batch.patches[0, 3, 4]]])
+
+
+def test_frames_are_drawn_by_their_weight(subject: Subject) -> None:
+    data = load_training_set(subject, toy_model(), 3, 1000)
+    weight = np.zeros(len(data.index))
+    weight[[3, 7]] = 1, 3
+    drawn = data.sample(np.random.default_rng(0), 400, 1000, weight=weight).frames
+    assert set(drawn) == {3, 7} and 0.65 < (drawn == 7).mean() < 0.85
 
 
 def test_typical_meshes_reach_the_extremes(subject: Subject) -> None:

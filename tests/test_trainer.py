@@ -105,6 +105,27 @@ def test_resumed_training_takes_the_same_steps(subject: Subject, tmp_path) -> No
     assert straight.rng.integers(1 << 30) == resumed.rng.integers(1 << 30)
 
 
+def test_the_optimiser_has_every_parameter_once_and_moves_the_torso_slowly(subject: Subject) -> None:
+    trainer = new_trainer(load_training_set(subject, toy_model(), 2, 1000), toy_model(), SMALL)
+    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    wanted = [p for module in trainer.avatar.modules.values() for p in module.parameters()]
+    assert len(held) == len(wanted) and {id(p) for p in held} == {id(p) for p in wanted}
+    before = trainer.avatar.torso.affine.detach().clone()
+    trainer.advance(0.0)
+    assert 0 < float((trainer.avatar.torso.affine.detach() - before).abs().max()) < 1.01 * SMALL.torso_rate  # Adam's first step is one rate long
+
+
+def test_hard_frames_are_drawn_more_often(subject: Subject) -> None:
+    trainer = new_trainer(load_training_set(subject, toy_model(), 2, 1000), toy_model(), SMALL)
+    assert np.ptp(trainer._frame_weight()) == 0
+    for _ in range(12):
+        trainer.advance(0.0)
+    worst, weight = trainer.frame_error.argmax(), trainer._frame_weight()
+    assert weight.argmax() == worst and weight.mean() == pytest.approx(1) and weight.min() >= 1 - SMALL.hard_frames
+    everyone = Trainer(trainer.data, trainer.avatar, dataclasses.replace(SMALL, hard_frames=0.0))
+    assert everyone._frame_weight() is None
+
+
 def test_interrupt_saves_and_the_same_command_goes_on(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     config, advance = dataclasses.replace(SMALL, run="stopped", steps=100000), Trainer.advance
 

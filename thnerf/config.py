@@ -128,6 +128,12 @@ class TrainConfig:
     """Frames whose tables are blended in one step."""
     samples_per_step: int = 48000
     """Field samples in one step; the number of rays follows from it."""
+    hard_frames: float = 0.5
+    """Share of the frames that are drawn by their present error rather than evenly: blinks and rare mouth shapes come up more often."""
+    structure_weight: float = 0.0
+    """Weight of the perceptual term, 1 − SSIM of small squares of the face; 0 leaves it out."""
+    structure_patches: int = 12
+    """Squares of a step for that term."""
     rate: float = 1e-2
     """Initial learning rate of the hash tables."""
     conditional_rate: float = 3e-3
@@ -136,6 +142,8 @@ class TrainConfig:
     """Initial learning rate of the warp, in hundredths of the box."""
     network_rate: float = 2e-3
     """Initial learning rate of the networks."""
+    torso_rate: float = 3e-4
+    """Initial learning rate of what moves the torso, in image widths: faster, and it trembles by more than a pixel from step to step."""
     pose_rate: float = 3e-4
     """Initial learning rate of the pose correction."""
     matte_weight: float = 0.1
@@ -176,6 +184,8 @@ class TrainConfig:
             raise InputError(f"--head.warp-points must lie between 4 and 32, not {self.head.warp_points}")
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")
+        if not 0 <= self.hard_frames <= 1 or self.structure_weight < 0 or self.structure_patches < 1:
+            raise InputError("training needs 0 <= hard_frames <= 1, structure_weight >= 0 and structure_patches >= 1")
         if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:
             raise InputError("training needs frames_per_step >= 1, samples_per_step >= 1000 and 0 <= motion_share < 1")
 

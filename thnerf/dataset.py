@@ -18,17 +18,18 @@ from render.files import InputError
 from render.rotations import axis_angle_to_matrix, relative_to_frontal
 from thnerf.frames import CompressedFrames, frame_memory
 
-LIMIT = 3.0  # conditions are clipped to this many standard deviations
+LIMIT, BLINK_LIMIT = 3.0, 7.0  # conditions are clipped to this many standard deviations; a blink is rare, and whole only far from the mean
 BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
 _GAZE_FLOOR, _BLINK_FLOOR = np.radians(3.0), 0.15  # spreads below these are noise and are not amplified
-_MOUTH, _FACE, _LOW = 0.2, 0.45, 0.15  # shares of the rays; the rest goes to the whole image
+_MOUTH, _EYES, _FACE, _LOW = 0.2, 0.06, 0.41, 0.15  # shares of the rays; the rest goes to the whole image
+PATCH = 12  # px: side of the squares that the structural loss compares
 
 
 @dataclass(frozen=True)
 class Condition:
     """Affine maps from a Track to what the networks see; saved beside the weights.
 
-    expression: ψ = clip((x − offset) @ matrix) with x = [expression (E), gaze (4)]: principal modes of expression,
+    expression: ψ = clip((x − offset) @ matrix, ±limit) with x = [expression (E), gaze (4)]: principal modes of expression,
     then left and right blink where the model has them, then gaze yaw and pitch. pose: whitened rotation against
     frontal (3, rad) and translation (3, mm). torso: whitened torso coefficients.
     """
@@ -40,6 +41,7 @@ class Condition:
     torso_mean: np.ndarray
     torso_scale: np.ndarray
     expression_names: tuple[str, ...] = field(default=())
+    limit: np.ndarray = field(default_factory=lambda: np.array(LIMIT, np.float32))
 
     @property
     def modes(self) -> int:
@@ -51,7 +53,7 @@ class Condition:
         if track.expression_names != self.expression_names:
             raise InputError("the track's expression names differ from those the run was trained with; retarget the track or train again")
         x = np.concatenate([track.expression, track.gaze.reshape(len(track), 4)], 1)
-        return np.clip((x - self.offset) @ self.matrix, -LIMIT, LIMIT).astype(np.float32)
+        return np.clip((x - self.offset) @ self.matrix, -self.limit, self.limit).astype(np.float32)
 
     def pose(self, track: Track) -> np.ndarray:
         """Pose features (T,6) float32."""
@@ -65,7 +67,7 @@ class Condition:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The maps as float32 arrays by name."""
-        names = ("matrix", "offset", "pose_mean", "pose_scale", "torso_mean", "torso_scale")
+        names = ("matrix", "offset", "pose_mean", "pose_scale", "torso_mean", "torso_scale", "limit")
         return {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in names}
 
     @classmethod
@@ -74,7 +76,9 @@ class Condition:
         matrix, offset = _expression_map(track, frames, model, modes)
         pose, torso = _pose(track)[frames], track.torso[frames]
         pose_scale, torso_scale = np.maximum(pose.std(0), [0.01] * 3 + [0.5] * 3), np.maximum(torso.std(0), 1e-3)
-        return cls(matrix, offset, pose.mean(0), pose_scale, torso.mean(0), torso_scale, track.expression_names)
+        limit = np.full(matrix.shape[1], LIMIT, np.float32)
+        limit[-2 - sum(name in track.expression_names for name in BLINKS) : -2] = BLINK_LIMIT
+        return cls(matrix, offset, pose.mean(0), pose_scale, torso.mean(0), torso_scale, track.expression_names, limit)
 
 
 def _pose(track: Track) -> np.ndarray:
@@ -117,8 +121,8 @@ def head_rays(track: Track, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return origins, np.einsum("bji,bkj->bik", rotation, world[:, :3, :3])
 
 
-def landmark_boxes(track: Track, model: MorphableModel, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of the face (+ 10 %) and the mouth (+ 25 %) from the projected model, (n,4) int px x0 y0 x1 y1, inside the image."""
+def landmark_boxes(track: Track, model: MorphableModel, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes of the face (+ 10 %), the mouth (+ 25 %) and both eyes (+ 15 %) from the projected model, (n,4) int px x0 y0 x1 y1, inside the image."""
     points = model.points(model.mean + np.tensordot(track.shape, model.shape_basis[: len(track.shape)], 1), "ibug68")
     basis = model.points(model.expression_basis, "ibug68")
     posed = points + np.tensordot(track.expression[frames], basis, 1)
@@ -134,14 +138,14 @@ def landmark_boxes(track: Track, model: MorphableModel, frames: np.ndarray) -> t
         edges[:, 2:] = np.maximum(edges[:, 2:], edges[:, :2] + 1)
         return edges.astype(int)
 
-    return box(pixels, 0.1), box(pixels[:, 48:68], 0.25)
+    return box(pixels, 0.1), box(pixels[:, 48:68], 0.25), box(pixels[:, 36:48], 0.15)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rays of one step: frames (B,) are positions in the training set; slot (R,) says which of them a ray is of.
 
-    u, v (R,) int px; colour (R,3) and matte (R,) float32 in [0,1].
+    u, v (R,) int px; colour (R,3) and matte (R,) float32 in [0,1]. patches (P,PATCH,PATCH): the rays of square pieces of a picture, by row and column.
     """
 
     frames: np.ndarray
@@ -150,6 +154,7 @@ class Batch:
     v: np.ndarray
     colour: np.ndarray
     matte: np.ndarray
+    patches: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ class TrainingSet:
     background: np.ndarray
     face_boxes: np.ndarray
     mouth_boxes: np.ndarray
+    eye_boxes: np.ndarray
     condition: Condition
     psi: np.ndarray
     pose: np.ndarray
@@ -176,23 +182,35 @@ class TrainingSet:
     matrices: np.ndarray
     pixel_to_camera: np.ndarray
 
-    def sample(self, rng: np.random.Generator, frames: int, rays: int) -> Batch:
-        """Random frames, and random pixels of them: a fifth in the mouth box, nearly half in and around the face box, some in the torso's rows."""
-        chosen = rng.integers(0, len(self.index), frames)
-        slot = np.sort(rng.integers(0, frames, rays)).astype(np.int32)
-        kind, x, y = rng.random((3, rays))
+    def sample(self, rng: np.random.Generator, frames: int, rays: int, patches: int = 0, weight: np.ndarray | None = None) -> Batch:
+        """Random frames, and random pixels of them: a fifth in the mouth box, nearly half in and around the face box, some in the torso's rows.
+
+        patches: how many squares of PATCH × PATCH neighbouring pixels are among the rays, half of them about the mouth, half in the face.
+        weight (N,): how likely a frame is, relative to others; None: all alike.
+        """
+        chosen = rng.integers(0, len(self.index), frames) if weight is None else np.searchsorted(np.cumsum(weight), rng.random(frames) * weight.sum())
+        single = rays - patches * PATCH**2
+        slot, kind, place = rng.integers(0, frames, single + patches), rng.random(single + patches), rng.random((2, single + patches))
+        kind[single:] = np.where(np.arange(patches) % 2, 0, _MOUTH + _EYES)
         height, width = self.images.shape[1:3]
-        face, mouth = self.face_boxes[chosen][slot], self.mouth_boxes[chosen][slot]
+        mouth, eyes, face = self.mouth_boxes[chosen][slot], self.eye_boxes[chosen][slot], self.face_boxes[chosen][slot]
         margin = 0.15 * (face[:, 2:] - face[:, :2])
         wide = np.concatenate([face[:, :2] - margin * [1, 2.5], face[:, 2:] + margin * [1, 0.5]], 1)
         full = np.broadcast_to([0, 0, width, height], wide.shape)
         low = np.broadcast_to([0, self.upper_neck_row * height, width, height], wide.shape)
-        share = np.cumsum([_MOUTH, _FACE, _LOW])
-        box = np.select([(kind < s)[:, None] for s in share], [mouth, wide, low], full)
-        u = np.clip(box[:, 0] + x * (box[:, 2] - box[:, 0]), 0, width - 1).astype(int)
-        v = np.clip(box[:, 1] + y * (box[:, 3] - box[:, 1]), 0, height - 1).astype(int)
+        share = np.cumsum([_MOUTH, _EYES, _FACE, _LOW])
+        box = np.select([(kind < s)[:, None] for s in share], [mouth, eyes, wide, low], full)
+        u, v = (box[:, k] + place[k] * (box[:, 2 + k] - box[:, k]) for k in (0, 1))
+        grid = np.arange(PATCH)
+        left, top = (np.clip(x[single:] - PATCH / 2, 0, side - PATCH).astype(int) for x, side in ((u, width), (v, height)))
+        squares = np.broadcast_arrays(slot[single:, None, None], left[:, None, None] + grid, top[:, None, None] + grid[:, None])
+        slot, u, v = (np.concatenate([x[:single].astype(int), square.ravel()]) for x, square in zip((slot, u, v), squares))
+        order = np.argsort(slot, kind="stable")
+        slot, u, v = slot[order].astype(np.int32), np.clip(u[order], 0, width - 1), np.clip(v[order], 0, height - 1)
+        where = np.empty(rays, int)
+        where[order] = np.arange(rays)
         at = chosen[slot], v, u
-        return Batch(chosen, slot, u, v, self.images[at].astype(np.float32) / 255, self.mattes[at].astype(np.float32) / 255)
+        return Batch(chosen, slot, u, v, self.images[at].astype(np.float32) / 255, self.mattes[at].astype(np.float32) / 255, where[single:].reshape(-1, PATCH, PATCH))
 
     @cached_property
     def upper_neck_row(self) -> float:
@@ -238,10 +256,10 @@ def load_training_set(subject: Subject, model: MorphableModel, modes: int, max_f
     for out, frames, path in ((images, read_frames(subject.video_path), subject.video_path), (mattes, read_frames(subject.matte_path, grey=True), subject.matte_path)):
         _keep(out, frames, index, path)
     condition = Condition.fit(track, index, model, modes)
-    face, mouth = landmark_boxes(track, model, index)
+    boxes = landmark_boxes(track, model, index)
     origins, matrices = head_rays(track, index)
     return TrainingSet(
-        track, index, images, mattes, load_background(subject, width, height), face, mouth, condition,
+        track, index, images, mattes, load_background(subject, width, height), *boxes, condition,
         condition.expression(track)[index], condition.pose(track)[index], condition.torso(track)[index],
         origins, matrices, np.linalg.inv(track.camera.K))
 

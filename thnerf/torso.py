@@ -43,6 +43,10 @@ class TorsoField(torch.nn.Module):
             self.warp_last.weight.mul_(0.01)
             self.warp_last.bias.zero_()
 
+    def placement(self) -> list[torch.nn.Parameter]:
+        """The parameters that say where a pixel lies on the resting torso."""
+        return [self.affine, *self.warp_first.parameters(), *self.warp_last.parameters()]
+
     def canonical(self, uv: torch.Tensor, torso: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         """Image positions (N,2) in [0,1] with the features of their frame (N,K), (N,P) → positions on the resting torso (N,2) in [0,1]."""
         angles = uv[:, :, None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=uv.device))

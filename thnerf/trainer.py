@@ -26,7 +26,7 @@ from render.progress import progress
 from thnerf import losses
 from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
-from thnerf.dataset import TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
+from thnerf.dataset import PATCH, TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
 from thnerf.field import mesh_warp
 from thnerf.prior import start_from
@@ -50,18 +50,21 @@ class Trainer:
         self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
         self.samples_per_ray = 15.0
         self.samples_seen = 0
+        self.frame_error = np.full(len(data.index), 1e-3)
         self.cell_weight = torch.zeros(avatar.volume.occupancy.size, device=avatar.device)
-        networks = [p for m in (avatar.head, avatar.torso) for p in m.parameters()]
-        self.optimizer = torch.optim.Adam(
-            [{"params": networks, "rate": config.network_rate, "decay": 0.1}, {"params": list(avatar.correction.parameters()), "rate": config.pose_rate, "decay": 0.03}],
-            lr=config.network_rate, betas=(0.9, 0.99))
+        place = avatar.torso.placement()
+        networks = [p for m in (avatar.head, avatar.torso) for p in m.parameters() if not any(p is q for q in place)]
+        rates = ((networks, config.network_rate, 0.1), (place, config.torso_rate, 0.03), (list(avatar.correction.parameters()), config.pose_rate, 0.03))
+        self.optimizer = torch.optim.Adam([{"params": p, "rate": rate, "decay": decay} for p, rate, decay in rates], lr=config.network_rate, betas=(0.9, 0.99))
 
     def advance(self, done: float) -> dict[str, float]:
         """One step at `done` in [0,1] of the schedule. Returns scalars to report; raises StageError when training diverged."""
         config, avatar, data = self.config, self.avatar, self.data
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * group["decay"] ** done
-        batch = data.sample(self.rng, config.frames_per_step, int(np.clip(config.samples_per_step / self.samples_per_ray, 1024, 16384)))
+        patches = config.structure_patches if config.structure_weight else 0
+        rays = int(np.clip(config.samples_per_step / self.samples_per_ray, 1024 + patches * PATCH**2, 16384))
+        batch = data.sample(self.rng, config.frames_per_step, rays, patches, self._frame_weight())
         psi, constant = avatar.put(data.psi[batch.frames]), torch.zeros(1, 0, device=avatar.device)
         table, torso_table = avatar.blend(psi), avatar.torso_tables.blend(constant)
         warp_table = avatar.blend_warp(psi)
@@ -72,6 +75,9 @@ class Trainer:
         seen = 1 - transmittance * (1 - cover)
         image_loss = losses.photometric(rendered, truth)
         loss = 5 * image_loss + config.matte_weight * (losses.matte(seen, matte) + (cover * (matte < 0.05)).mean())
+        if patches:
+            squares = avatar.put(batch.patches)
+            loss = loss + config.structure_weight * losses.structure(rendered[squares], truth[squares])
         self.steps += 1
         if not torch.isfinite(loss):
             self._bad_step()
@@ -86,6 +92,7 @@ class Trainer:
             avatar.warp_tables.step(warp_table.grad, psi * avatar.config.condition_scale, 0.0, config.warp_rate * decay)
         if torso_table.grad is not None:
             avatar.torso_tables.step(torso_table.grad, constant, config.rate * decay, 0.0)
+        self._watch_frames(batch, rendered.detach() - truth)
         self._watch_occupancy(samples.positions, weights)
         self.samples_per_ray = 0.9 * self.samples_per_ray + 0.1 * max(1.0, len(samples.positions) / len(batch.u))
         self.samples_seen += len(samples.positions)
@@ -125,6 +132,17 @@ class Trainer:
             plate = plate.index_copy(0, low, plate[low] * (1 - alpha[:, None]) + rgb * alpha[:, None])
         return plate, cover, low
 
+    def _frame_weight(self) -> np.ndarray | None:
+        """How likely each frame is (N,); None: all alike."""
+        hard = self.config.hard_frames
+        return (1 - hard) + hard * self.frame_error / self.frame_error.mean() if hard else None
+
+    def _watch_frames(self, batch: Any, error: torch.Tensor) -> None:
+        """Remember how large the squared error of each frame of the batch is; a frame not seen for long keeps its last one."""
+        square, count = np.zeros(len(batch.frames)), np.bincount(batch.slot, minlength=len(batch.frames))
+        np.add.at(square, batch.slot, error.square().mean(1).cpu().numpy())
+        self.frame_error[batch.frames] = np.where(count > 0, square / np.maximum(count, 1), self.frame_error[batch.frames])
+
     def _watch_occupancy(self, positions: torch.Tensor, weights: torch.Tensor) -> None:
         """Remember how much each cell contributes, and from time to time drop the cells that never do."""
         volume = self.avatar.volume
@@ -144,7 +162,7 @@ class Trainer:
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Everything needed to go on, as tensors and a header."""
         tensors = self.avatar.state(training=True)
-        tensors["trainer.cell_weight"] = self.cell_weight.cpu()
+        tensors["trainer.cell_weight"], tensors["trainer.frame_error"] = self.cell_weight.cpu(), torch.from_numpy(self.frame_error)
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v.cpu() if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
         progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen")}
@@ -161,6 +179,7 @@ class Trainer:
         trainer.samples_per_ray, trainer.samples_seen = made["samples_per_ray"], made["samples_seen"]
         trainer.rng.bit_generator.state = made["rng"]
         trainer.cell_weight = tensors["trainer.cell_weight"].to(trainer.avatar.device, copy=True)
+        trainer.frame_error = tensors["trainer.frame_error"].numpy().copy()
         adam: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("adam."):
