@@ -1,4 +1,4 @@
-"""Z-buffer rasteriser of triangle meshes on the CPU (numba, parallel over bands of rows, no compiler needed).
+"""Z-buffer rasteriser of triangle meshes: on the CPU (numba, parallel over bands of rows, no compiler needed), or by PyTorch3D on CUDA where that is installed.
 
 Conventions: OpenCV camera, pixel centres at +0.5, no anti-aliasing (render larger and average). A triangle is
 front-facing when its vertices run counter-clockwise as seen from the camera in the y-up sense, which is to say when
@@ -9,14 +9,18 @@ Gradients with respect to vertices or attributes follow by interpolating again w
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 
 from render.camera import Camera
+from render.files import InputError
 
 NEAR = 1.0  # mm; nothing of a face is closer to a camera than this
+BACKENDS = ("numba", "pytorch3d")
 _BAND = 8  # rows a thread works on at a time
 
 
@@ -35,12 +39,25 @@ class Fragments:
         return self.face >= 0
 
 
-def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera, frame: int = 0, cull_back: bool = False) -> Fragments:
+@functools.cache
+def preferred() -> str:
+    """The rasteriser that 'auto' means: PyTorch3D where it and a CUDA device are there, else numba."""
+    if importlib.util.find_spec("pytorch3d") is None:
+        return "numba"
+    import torch
+
+    return "pytorch3d" if torch.cuda.is_available() else "numba"
+
+
+def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera, frame: int = 0, cull_back: bool = False, backend: str = "auto") -> Fragments:
     """Nearest triangle at every pixel centre.
 
     vertices (V,3) world mm, faces (F,3) int. `frame` picks camera.world_to_camera. cull_back drops triangles seen from
-    behind. Where two triangles are equally near the lower index wins. Not differentiable. Raises ValueError on wrong shapes.
+    behind. Where two triangles are equally near the lower index wins. Not differentiable. backend: one of BACKENDS, or 'auto' (see `preferred`).
+    Raises ValueError on wrong shapes, InputError for a backend that is unknown or not installed.
     """
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"no rasteriser {backend!r}; choose one of {', '.join(BACKENDS)}")
     vertices, faces = np.asarray(vertices), np.asarray(faces)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"rasterise takes vertices (V,3) and faces (F,3), got {vertices.shape} and {faces.shape}")
@@ -52,11 +69,25 @@ def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera, frame: in
     depth = np.ascontiguousarray(homogeneous[:, 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         pixels = np.ascontiguousarray(homogeneous[:, :2] / depth[:, None])
+    if (preferred() if backend == "auto" else backend) == "pytorch3d":
+        from render.raster_pytorch3d import fill
+
+        kept = _drawn(pixels, depth, faces, cull_back)
+        face, barycentric, nearest = fill(pixels, depth, faces[kept], camera.width, camera.height)
+        return Fragments(np.where(face >= 0, np.append(kept, -1)[face], -1).astype(np.int32), barycentric, nearest)
     face = np.full((camera.height, camera.width), -1, np.int32)
     barycentric = np.zeros((camera.height, camera.width, 3), np.float32)
     zbuffer = np.full((camera.height, camera.width), np.inf, np.float32)
     _fill(pixels, depth, np.ascontiguousarray(faces, np.int32), bool(cull_back), face, barycentric, zbuffer)
     return Fragments(face, barycentric, zbuffer)
+
+
+def _drawn(pixels: np.ndarray, depth: np.ndarray, faces: np.ndarray, cull_back: bool) -> np.ndarray:
+    """Indices of the faces that `_fill` draws: before the near plane, of some area, and facing the camera if the others are culled."""
+    near = np.flatnonzero((depth[faces] > NEAR).all(1)) if len(faces) else np.zeros(0, np.int64)
+    a, b, c = (pixels[faces[near, k]] for k in range(3))
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1])
+    return near[area < 0 if cull_back else area != 0]
 
 
 @numba.njit(parallel=True, cache=True, fastmath=False)
