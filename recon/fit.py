@@ -339,6 +339,7 @@ def _solve(work: _Work) -> None:
     """track.npz and fit.json: head and torso."""
     if "track" in work.record():
         return
+    from recon.lips import lips_as_seen
     from recon.matte import background_plate
     from recon.model import load_model
     from recon.solve import solve
@@ -351,6 +352,7 @@ def _solve(work: _Work) -> None:
     model, report = load_model(config.model), {}
     _say(f"solving shape, camera, pose and expression of {frames} frames")
     track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=lambda: read_frames(work.folder / "video.mp4"))
+    track = lips_as_seen(track, points, model)
     error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
     _say("tracking the shoulders and the background")
     train = _train_frames(starts, frames, valid)

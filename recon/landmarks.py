@@ -42,7 +42,8 @@ _IBUG_FROM_478 = JAW + (
     33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,  # eyes
     61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91,  # outer lip
     78, 81, 13, 311, 308, 402, 14, 178)  # inner lip
-_LIP_PAIRS = {478: ((13, 14), (82, 87), (312, 317)), 68: ((62, 66), (61, 67), (63, 65))}
+LIP_PAIRS = {478: ((13, 14), (82, 87), (312, 317)), 68: ((62, 66), (61, 67), (63, 65))}
+"""Upper and lower inner lip, three pairs at the middle, by number of landmarks."""
 _OUTER_CORNERS = {478: (263, 33), 68: (45, 36)}
 _LID_PAIRS = {478: (((386, 374), (385, 380), (387, 373)), ((159, 145), (158, 153), (160, 144))),
               68: (((43, 47), (44, 46)), ((37, 41), (38, 40)))}
@@ -308,7 +309,7 @@ def interocular(points: np.ndarray) -> np.ndarray:
 def inner_lip_gap(points: np.ndarray) -> np.ndarray:
     """(…,478|68,2) → (…,) px, distance between upper and lower inner lip, the mean of three pairs at the middle."""
     points = np.asarray(points)
-    upper, lower = np.array(_LIP_PAIRS[points.shape[-2]]).T
+    upper, lower = np.array(LIP_PAIRS[points.shape[-2]]).T
     return np.linalg.norm(points[..., upper, :] - points[..., lower, :], axis=-1).mean(-1)
 
 
