@@ -23,6 +23,7 @@ import numpy as np
 from recon import landmarks as lm
 from recon.config import FitConfig
 from recon.gaze import LOOKS, find_gaze, looks_of
+from recon.lids import blinks_alone
 from recon.model import MorphableModel, fitted_part
 from recon.photometric import BATCH, SMALLEST, Poses, Refiner
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
@@ -333,7 +334,6 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     per_second = (fps / 25) ** 4  # the same cut-off in Hz at any frame rate
     smooth = lambda x, strength: whittaker(fill_gaps(x, valid, clip_starts), strength * per_second, clip_starts, certainty)  # noqa: E731
 
-
     def settle() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Smooth poses, and the gaze and eyeLook coefficients beside them."""
         relative = relative_to_frontal(matrix_to_axis_angle(np.where(valid[:, None, None], R, FRONTAL)))
@@ -361,6 +361,7 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     if looks is not None:
         e = np.where(np.isfinite(looks), looks, e)
     e = np.clip(e, problem.lower, problem.upper)
+    e = blinks_alone(e, names, rotation, valid)
     if (pair := jaw_pair(names)) is not None:
         e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
     turns = axis_angle_to_matrix(rotation)
