@@ -44,6 +44,7 @@ from render.video import read_frames  # noqa: E402
 
 FOLLOWED = {"jawOpen": ("jawOpen",), "blinks": ("eyeBlinkLeft", "eyeBlinkRight"), "smile": ("mouthSmileLeft", "mouthSmileRight"), "pucker": ("mouthPucker",)}
 WITHHELD = lm.INNER_LIP[1::2]
+FACING = 15  # degrees of yaw: the reference calls the mouths of heads that turn farther shut
 
 
 @dataclass
@@ -204,7 +205,10 @@ def real(cache: Path, data: Path | None) -> list[Row]:
         for what, columns in (("jawOpen", ("jawOpen",)), ("blinks", ("eyeBlinkLeft", "eyeBlinkRight"))):
             image, video = (np.mean([clip.reference[mode][c] for c in columns], 0) for mode in ("image", "video"))
             ours = np.mean([track.column(c) for c in columns], 0)
-            rows.append(least(f"{name}: {what} against the reference's", 0.8, correlation(ours, image), f"reference, IMAGE against VIDEO {correlation(image, video):.3f}"))
+            facing = np.abs(head_angles(track.rotation)[:, 0]) < np.deg2rad(FACING)
+            rows.append(least(f"{name}: {what} against the reference's", 0.8, correlation(ours, image),
+                              f"reference, IMAGE against VIDEO {correlation(image, video):.3f}; within {FACING} deg of facing the camera ({facing.mean():.0%}) "
+                              f"{correlation(ours[facing], image[facing]):.3f}"))
     return rows
 
 
