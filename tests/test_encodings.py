@@ -160,3 +160,14 @@ def test_look_ups_of_half_precision_equal_those_of_float() -> None:
     out = np.empty((3, 64), np.float32)
     three(x, layout.scales[0], layout.resolutions[0], packed, out)
     assert np.abs(out - exact[:3]).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("size, conditions", [(70000, 5), (64, 1), (24, 0)])
+def test_tables_of_half_precision_blend_to_the_same(size: int, conditions: int) -> None:
+    from thnerf.encodings.half import HalfTables
+
+    tables = torch.randn(size, conditions + 1, generator=torch.Generator().manual_seed(size)).half().float()
+    psi = np.random.default_rng(1).normal(size=conditions).astype(np.float32)
+    exact = tables.numpy() @ np.concatenate([[1], psi])
+    found = HalfTables(tables).blend(psi)
+    assert found.dtype == np.uint16 and np.abs(found.view(np.float16) - exact).max() <= 1e-3 * np.abs(exact).max()

@@ -1,4 +1,4 @@
-"""Rendering in one pass on CPU threads: march, encode, network and compositing of 64 samples at a time, in tiles of 16×16 pixels.
+"""Rendering in one pass on CPU threads: march, encode, network and compositing of 64 samples at a time, in tiles of 32×32 pixels.
 
 Everything a block of samples needs stays in the first cache level; loops run over the 64 samples so that the compiler can
 use vector instructions. A ray stops when less than `stop` of its light is left. The readable renderer
@@ -19,7 +19,7 @@ from thnerf.encodings.numba_vectors import look_up_three
 from thnerf.field import WARP_UNIT
 from thnerf.network import exponential, prior_at, radiance
 
-TILE = 16
+TILE = 32
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 
 
@@ -44,13 +44,16 @@ def _warp(position, warp, scale, points, moved):
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray):
-    """Move rays alive[begin:count] on to their next occupied sample, until BLOCK are found. Returns where it stopped and how many."""
+def _gather(queue, head, count, time, end, step, origin, direction, occupancy, light, stop, position, ray):
+    """Take rays off the queue (a ring from head on, `count` long) and move them on to their next occupied sample, until BLOCK are found or none is left.
+
+    Returns the rest of the queue, head and count, and how many samples were found.
+    """
     G = occupancy.shape[0]
     n = 0
-    while begin < count and n < BLOCK:
-        i = alive[begin]
-        begin += 1
+    while count > 0 and n < BLOCK:
+        i = queue[head]
+        head, count = (head + 1) % len(queue), count - 1
         if light[i] >= stop:
             t, dx, dy, dz = time[i], direction[i, 0], direction[i, 1], direction[i, 2]
             while t < end[i]:
@@ -63,7 +66,7 @@ def _gather(alive, count, begin, time, end, step, origin, direction, occupancy, 
                     break
                 t += step[i]
             time[i] = t + step[i]
-    return begin, n
+    return head, count, n
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
@@ -73,7 +76,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
     rays = TILE * TILE
     direction, light, shade = np.empty((rays, 3), np.float32), np.ones(rays, np.float32), np.zeros((rays, 3), np.float32)
     time, end, step = np.empty(rays, np.float32), np.empty(rays, np.float32), np.empty(rays, np.float32)
-    alive, count = np.empty(rays, np.int32), 0
+    queue, head, count = np.empty(rays, np.int32), 0, 0
     for i in range(rays):
         u, v = np.float32(u0 + i % TILE) + _HALF, np.float32(v0 + i // TILE) + _HALF
         length = _ZERO
@@ -85,36 +88,33 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
         near, far = clip_ray(origin[0], origin[1], origin[2], direction[i, 0], direction[i, 1], direction[i, 2])
         if far > near and u < width and v < height:
             time[i], end[i] = near + _HALF * step[i], far
-            alive[count] = i
+            queue[count] = i
             count += 1
     features, hidden, second, y = np.empty((2 * len(grid[0]), BLOCK), np.float32), np.empty((width1, BLOCK), np.float32), np.empty((width2, BLOCK), np.float32), np.empty((4, BLOCK), np.float32)
     position, bias, ray = np.zeros((3, BLOCK), np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int32)
     bits, moved = np.empty(BLOCK, np.int32), np.empty((3, BLOCK), np.float32)
     power = bits.view(np.float32)
     while count > 0:
-        begin, still = 0, 0
-        while begin < count:
-            begin, n = _gather(alive, count, begin, time, end, step, origin, direction, occupancy, light, stop, position, ray)
-            if n == 0:
-                continue
-            prior_at(position, prior, bias)
-            _warp(position, warp, warp_grid[0], warp_grid[1], moved)
-            _encode(True, position[0], position[1], position[2], table, grid, features)
-            radiance(layers, features, bias, hidden, second, y, bits, power)
-            y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
-            for i in range(BLOCK):
-                y0[i] = -y0[i] * optical_step
-            exponential(y0, bits, power)
-            for i in range(n):
-                r = ray[i]
-                w = light[r] * (_ONE - y0[i])
-                light[r] *= y0[i]
-                shade[r, 0] += w * y1[i]
-                shade[r, 1] += w * y2[i]
-                shade[r, 2] += w * y3[i]
-                alive[still] = r
-                still += 1
-        count = still
+        head, count, n = _gather(queue, head, count, time, end, step, origin, direction, occupancy, light, stop, position, ray)
+        if n == 0:
+            break
+        prior_at(position, prior, bias)
+        _warp(position, warp, warp_grid[0], warp_grid[1], moved)
+        _encode(True, position[0], position[1], position[2], table, grid, features)
+        radiance(layers, features, bias, hidden, second, y, bits, power)
+        y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
+        for i in range(BLOCK):
+            y0[i] = -y0[i] * optical_step
+        exponential(y0, bits, power)
+        for i in range(n):
+            r = ray[i]
+            w = light[r] * (_ONE - y0[i])
+            light[r] *= y0[i]
+            shade[r, 0] += w * y1[i]
+            shade[r, 1] += w * y2[i]
+            shade[r, 2] += w * y3[i]
+            queue[(head + count) % rays] = r
+            count += 1
     for i in range(rays):
         u, v = u0 + i % TILE, v0 + i // TILE
         if u < width and v < height:
@@ -179,3 +179,24 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 for k in range(3):
                     colour[v, u0 + i, k] = _ONE / (_ONE + y[k, i])
                 opacity[v, u0 + i] = _ONE / (_ONE + y[3, i])
+
+
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def lay_under(colour, opacity, shade, cover, first_row):
+    """Put a layer, colour shade (H,W,3) and opacity cover (H,W), behind colour (H,W,3), premultiplied, and opacity (H,W), in place, from a row on."""
+    for v in nb.prange(first_row, len(opacity)):
+        for u in range(opacity.shape[1]):
+            behind = (_ONE - opacity[v, u]) * cover[v, u]
+            for k in range(3):
+                colour[v, u, k] += behind * shade[v, u, k]
+            opacity[v, u] += behind
+
+
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+def lay_over(colour, opacity, plate, out):
+    """out (H,W,3) = colour + (1 − opacity) · plate, kept in [0,1]."""
+    for v in nb.prange(len(opacity)):
+        for u in range(opacity.shape[1]):
+            light = _ONE - opacity[v, u]
+            for k in range(3):
+                out[v, u, k] = min(max(colour[v, u, k] + light * plate[v, u, k], _ZERO), _ONE)

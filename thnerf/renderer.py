@@ -18,6 +18,7 @@ from thnerf import fused
 from thnerf.avatar import Avatar
 from thnerf.dataset import head_rays, load_background
 from thnerf.encodings import HashGridLayout
+from thnerf.encodings.half import HalfTables
 from thnerf.torso import FREQUENCIES, MARGIN, REACH
 
 NECK_MM = 60.0  # the torso hangs this far behind the origin of the head, where neck and collar are
@@ -47,7 +48,8 @@ class HeadRenderer:
         self._order: dict[tuple[int, ...], np.ndarray] = {}
         # Both levels of the warp have the same grid: x, y, z (and 0) of a point side by side are found in one look-up.
         both = avatar.warp_tables.tables.reshape(2, -1, 2, avatar.warp_tables.tables.shape[1])
-        self._warp = torch.stack([both[0, :, 0], both[0, :, 1], both[1, :, 0], torch.zeros_like(both[0, :, 0])], 1).flatten(0, 1)
+        self._warp = HalfTables(torch.stack([both[0, :, 0], both[0, :, 1], both[1, :, 0], torch.zeros_like(both[0, :, 0])], 1).flatten(0, 1))
+        self._tables = HalfTables(avatar.tables.tables)
 
     @classmethod
     def load(cls, run_dir: Path, subject: Subject) -> "HeadRenderer":
@@ -63,7 +65,9 @@ class HeadRenderer:
         """One frame (H,W,3) float32 in [0,1] at the size of the track's camera. background: (H,W,3) float32 in [0,1], else the subject's."""
         colour, opacity = self._person(track, index)
         plate = self._plate(track) if background is None else _resized(np.asarray(background, np.float32), track.camera.width, track.camera.height)
-        return np.clip(colour + (1 - opacity[..., None]) * plate, 0, 1)
+        out = np.empty_like(colour)
+        fused.lay_over(colour, opacity, plate, out)
+        return out
 
     def frame_rgba(self, track: Track, index: int) -> np.ndarray:
         """The person alone (H,W,4) float32 in [0,1]: straight (not premultiplied) colour, and opacity."""
@@ -91,9 +95,7 @@ class HeadRenderer:
                 layer = hang(layer, view.homography, width, height, SHOULDER_FALL)
                 row, cover = 0, layer[..., 3]
                 shade = layer[..., :3] / np.maximum(cover, 1e-6)[..., None]
-            behind = (1 - opacity[row:]) * cover[row:]
-            colour[row:] += behind[..., None] * shade[row:]
-            opacity[row:] += behind
+            fused.lay_under(colour, opacity, shade, cover, row)
         return colour, opacity
 
     def _view(self, part: Track) -> "_View":
@@ -113,9 +115,8 @@ class HeadRenderer:
         volume = avatar.volume
         origins, matrices = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
         extent = (volume.upper - volume.lower).astype(np.float32)
-        table = avatar.blend(torch.from_numpy(psi)).detach()[0].half().numpy().view(np.uint32)  # half of it fits where the whole does not, into the second cache level
-        one = torch.cat([torch.ones(1, 1), torch.from_numpy(psi) * avatar.config.condition_scale], 1)
-        warp = avatar.warp_tables.backend.blend(self._warp, one)[0].half().numpy().view(np.uint64)
+        conditions = psi[0] * avatar.config.condition_scale
+        table, warp = self._tables.blend(conditions).view(np.uint32), self._warp.blend(conditions).view(np.uint64)
         colour, opacity = np.empty((camera.height, camera.width, 3), np.float32), np.empty((camera.height, camera.width), np.float32)
         fused.render_head(
             self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
@@ -150,14 +151,14 @@ class HeadRenderer:
         return self._waves[width, height]
 
     def _tile_order(self, width: int, height: int) -> np.ndarray:
-        """Tiles in Morton's order, so that what one found in the tables the next finds in the cache; squares of four dealt out to the threads, for equal work."""
+        """Tiles in Morton's order, so that what one found in the tables the next finds in the cache; dealt out to the threads, for equal work."""
         across, down, threads = -(-width // fused.TILE), -(-height // fused.TILE), numba.get_num_threads()
         key = across, down, threads
         if key not in self._order:
             y, x = (a.ravel() for a in np.mgrid[0:down, 0:across])
             code = sum((x >> k & 1) << 2 * k | (y >> k & 1) << 2 * k + 1 for k in range(12))
             order = np.argsort(code)
-            dealt = np.argsort(np.arange(len(order)) // 4 % threads, kind="stable")
+            dealt = np.argsort(np.arange(len(order)) % threads, kind="stable")
             self._order[key] = order[dealt]
         return self._order[key]
 
