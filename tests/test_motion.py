@@ -294,3 +294,24 @@ def test_modes_invert_on_what_they_span():
     np.testing.assert_allclose(modes.mean + z @ modes.back, y, atol=0.35)
     np.testing.assert_allclose(z.std(0), modes.scale, rtol=1e-6)
     np.testing.assert_allclose((z / modes.scale) @ modes.opening, (z @ modes.back).sum(1), atol=1e-9)
+
+
+def test_lips_shut_as_readily_as_unseen_footage_allows():
+    t = np.arange(2000) / 25
+    plain = 6 + 3 * np.sin(9 * t) + 2 * np.sin(5.3 * t)
+    shut = (np.arange(2000) % 40 < 3).astype(float)
+    truth = plain * (1 - shut)
+    late = np.roll(shut, 20)
+    assert mouth.reluctance(plain, truth, 0.0, lambda step: shut) == mouth.RELUCTANCE[0]
+    assert mouth.reluctance(plain, truth, 0.0, lambda step: late) == 99.0
+    assert mouth.reluctance(plain, truth, 0.0, lambda step: shut if step > 1.9 else late) == 2.0  # only sure ones come at the right time
+
+
+def test_closures_of_the_phones_are_judged_where_phones_were_heard():
+    found = np.stack([np.linspace(-5, 5, 50), np.where(np.arange(50) < 30, 0.9, np.nan)], 1).astype(np.float32)
+    (everywhere, alone), (known, together) = motion._closures(found)
+    assert everywhere.all() and known.sum() == 30 and len(alone(1.2)) == 50 and len(together(1.2)) == 30
+    assert (together(1.2) >= together(2.4)).all() and (together(1.2) > together(2.4)).any()
+    found[:, 1] = np.nan
+    (_, alone), (known, together) = motion._closures(found)
+    np.testing.assert_array_equal(alone(1.2), together(1.2))

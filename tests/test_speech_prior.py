@@ -144,3 +144,10 @@ def test_chunks_of_the_prior_are_exact():
     begin = 60
     part = net.window(x[4 * begin - net.left : 4 * begin + 40 + net.right])
     np.testing.assert_allclose(part, whole[begin : begin + 10], atol=1e-5)
+
+
+def test_a_word_is_speech_and_a_chord_is_not():
+    chord = np.full(100, 0.7, np.float32)
+    word = np.where(np.abs(np.arange(100) - 50) < 4, 0.97, 0.01).astype(np.float32)
+    assert speech_prior.speaking(chord, 25).max() == 0
+    assert speech_prior.speaking(word, 25)[45:56].min() == 1 and speech_prior.speaking(word, 25)[:15].max() == 0

@@ -80,19 +80,24 @@ class LipNet(nn.Module):
 
 @dataclass
 class Stretch:
-    """A contiguous piece of footage: features (4 T + any, bands) standardised, targets (T, K), mask (T,) 0 where to ignore, pause (T,)."""
+    """A contiguous piece of footage: features (4 T + any, bands) standardised, targets (T, K), mask (T,) 0 where to ignore, pause (T,).
+
+    shutting (T, 2), which training carries along: log odds of closed lips by the prior, and the probability of a bilabial by the phones.
+    """
 
     features: np.ndarray
     targets: np.ndarray
     mask: np.ndarray
     pause: np.ndarray
+    shutting: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def cut(self, a: int, b: int) -> "Stretch":
         """Frames a to b."""
-        return Stretch(self.features[4 * a : 4 * b + 1], self.targets[a:b], self.mask[a:b], self.pause[a:b])
+        shutting = None if self.shutting is None else self.shutting[a:b]
+        return Stretch(self.features[4 * a : 4 * b + 1], self.targets[a:b], self.mask[a:b], self.pause[a:b], shutting)
 
 
 def hold_out(stretches: Sequence[Stretch], member: int, members: int, share: float) -> tuple[list[Stretch], list[Stretch]]:

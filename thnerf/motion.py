@@ -32,6 +32,8 @@ FILE = "motion.safetensors"
 STATE = "motion-state.safetensors"  # of an unfinished training
 CHUNK = 512
 """Frames predicted at a time."""
+LISTENED = 60.0
+"""Seconds of footage whose phones are heard to find out how readily the lips may shut."""
 
 
 def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = None, seconds: float = 60.0) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     train = subject.frames("train")
     columns = speech_columns(track.expression_names)
     prior = usable_prior(config)
-    ranges, heard = _hear_training(subject, load_encoder(config.encoder))
+    ranges, heard = _hear_training(subject, load_encoder(config.encoder), LISTENED if config.bilabials else 0.0)
     if sum(b - a for a, b in ranges) < 8 or len(train) < 8:
         raise InputError(f"{subject.path} has too few training frames with sound; fit a clip of at least 10 s")
     modes = mouth.fit_modes(track.expression[train][:, columns], *mouth.lip_metric(subject), config.modes)
@@ -67,11 +69,11 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     z = (track.expression[:, columns] - modes.mean) @ modes.forward / modes.scale
     used = np.zeros(len(track), bool)
     used[train] = True
-    stretches = [lipnet.Stretch((h.features - mean) / spread, z[a:b].astype(np.float32), used[a:b], h.pause)
+    stretches = [lipnet.Stretch((h.features - mean) / spread, z[a:b].astype(np.float32), used[a:b], h.pause, _shutting(config, h, b - a))
                  for (a, b), h in zip(ranges, heard)]
     weights = modes.scale / modes.scale.sum()
     opening = modes.opening / max(float(np.std(z[train] @ modes.opening)), 1e-6)
-    nets, said, truth, paused, steps = _fit_ensemble(stretches, weights, opening, config, prior, seconds - (time.perf_counter() - begin),
+    nets, said, truth, paused, closures, steps = _fit_ensemble(stretches, weights, opening, config, prior, seconds - (time.perf_counter() - begin),
                                                      run_dir / STATE, fingerprint)
     gain, correlation = mouth.variance_gain(said, truth)
     activity, pause = np.zeros(len(track), np.float32), np.zeros(len(track))
@@ -80,16 +82,17 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     neutral = mouth.neutral(z[train], opening, pause[train])
     toward, shut = mouth.shutting(z[train], opening)
     closing = mouth.closing(said * gain @ opening, truth @ opening, paused, neutral @ opening)
+    reluctance = [mouth.reluctance(said[k] * gain @ opening, truth[k] @ opening, shut, closed) for k, closed in _closures(closures)]
     pose = fit_pose(track, train, activity)
     y = track.expression[train][:, columns]
     report = {
         "validation_correlation": mouth.correlation(said @ opening, truth @ opening), "correlation": correlation.tolist(),
-        "gain": gain.tolist(), "closing": closing,
+        "gain": gain.tolist(), "closing": closing, "reluctance": reluctance,
         "frames": len(train), "modes": len(weights), "members": len(nets), "steps": steps, "seconds": time.perf_counter() - begin}
     header = {"version": VERSION, "fingerprint": fingerprint, "report": report, "config": {**dataclasses.asdict(config), **_shape(config, prior)},
               "expression_names": track.expression_names, "model_id": track.model_id, "torso": track.torso.shape[1], "fps": track.fps}
     tensors = {f"pose.{k}": v for k, v in pose.tensors().items()}
-    tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "opening": opening, "toward": toward, "shut": np.array([shut]), "closing": np.array([closing]), "gain": gain, "scale": modes.scale,
+    tensors |= {"mean": mean, "spread": spread, "neutral": neutral, "opening": opening, "toward": toward, "shut": np.array([shut]), "closing": np.array([closing]), "reluctance": np.array(reluctance), "gain": gain, "scale": modes.scale,
                 "back": modes.back, "centre": modes.mean,
                 "low": y.min(0), "high": y.max(0), "rest": np.median(track.expression[train], 0)}
     for i, net in enumerate(nets):
@@ -107,15 +110,15 @@ def usable_prior(config: MotionConfig) -> Any:
 
 
 def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray, config: MotionConfig, prior: Any,
-                  seconds: float, state: Path, fingerprint: str) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, int]:
+                  seconds: float, state: Path, fingerprint: str) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Train the networks one after another → (networks, what each said of the frames it had not seen (N, K), the truth (N, K),
-    the pauses there (N,), steps in all).
+    the pauses (N,) and what tells closures there (N, 2), steps in all).
 
     Each finished network is kept in `state` (a quarter of a minute's work), so that a stopped run of that fingerprint goes on after it.
     """
     from thnerf import lipnet
 
-    nets, said, truth, paused = [], [], [], []
+    nets, said, truth, paused, closures = [], [], [], [], []
     header, tensors = _unfinished(state, fingerprint)
     steps, begin = header["steps"], time.perf_counter() - header["seconds"]
     with progress(None, "speech to motion", total=100, unit="%") as bar:
@@ -140,7 +143,31 @@ def _fit_ensemble(stretches: list[Any], weights: np.ndarray, opening: np.ndarray
             said += [o[s.mask > 0] for o, s in zip(out, check)]
             truth += [s.targets[s.mask > 0] for s in check]
             paused += [s.pause[s.mask > 0] for s in check]
-    return nets, np.concatenate(said), np.concatenate(truth), np.concatenate(paused), steps
+            closures += [s.shutting[s.mask > 0] for s in check]
+    return nets, np.concatenate(said), np.concatenate(truth), np.concatenate(paused), np.concatenate(closures), steps
+
+
+def _shutting(config: MotionConfig, heard: audio.Heard, frames: int) -> np.ndarray:
+    """(frames, 2) float32: log odds of closed lips by the prior, and the probability of a bilabial, NaN where phones were not heard."""
+    from thnerf.speech_prior import load_prior
+
+    prior = load_prior()
+    out = np.full((frames, 2), np.nan, np.float32)
+    out[:, 0] = prior.listen(heard.features, frames).odds if config.bilabials and prior.encoder == config.encoder else -9.0
+    if heard.bilabial is not None:
+        out[:, 1] = heard.bilabial
+    return out
+
+
+def _closures(found: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+    """What `_shutting` (N, 2) makes of closures, by the prior alone and with the phones: frames (N,) bool, and a function from reluctance to how far their lips shut."""
+    from thnerf.speech_prior import Said
+
+    everywhere = np.ones(len(found), bool)
+    known = np.isfinite(found[:, 1]) if np.isfinite(found[:, 1]).any() else everywhere
+    said = lambda k: Said(np.zeros((k.sum(), 0)), found[k, 0], found[k, 0])  # noqa: E731
+    phones = None if known is everywhere else found[known, 1]
+    return [(everywhere, lambda step: said(everywhere).closed_with(None, step)), (known, lambda step: said(known).closed_with(phones, step))]
 
 
 def _shape(config: MotionConfig, prior: Any) -> dict[str, int]:
@@ -177,15 +204,27 @@ def _network(tensors: dict[str, np.ndarray], member: int, bands: int, outputs: i
     return net.eval()
 
 
-def _hear_training(subject: Subject, encoder: Encoder) -> tuple[list[tuple[int, int]], list[audio.Heard]]:
-    """Training frame ranges, cut at clip starts, and the sound of each; nothing outside them is listened to."""
+def _hear_training(subject: Subject, encoder: Encoder, listened: float = 0.0) -> tuple[list[tuple[int, int]], list[audio.Heard]]:
+    """Training frame ranges, cut at clip starts, and the sound of each; nothing outside them is listened to. listened: s whose bilabials are heard, too."""
+    from thnerf.bilabials import heard_bilabials
+
     track = subject.track
     rate = 3 * audio.RATE  # that of audio.wav; cut before resampling, whose filter would hear across the cut
     samples = audio.load_audio(subject.audio_path, rate)
     clips = [(c.start, c.stop) for c in track.clips]
     ranges = [(max(a, c), min(b, d)) for a, b in subject.info["split"]["train"] for c, d in clips if min(b, d) - max(a, c) >= 2]
     at = lambda frame: round(frame * rate / track.fps)  # noqa: E731
-    return ranges, [audio.hear(audio.resample(samples[at(a) : at(b)], rate), track.fps, b - a, encoder.encode) for a, b in ranges]
+    found = []
+    for a, b in ranges:
+        sound = audio.resample(samples[at(a) : at(b)], rate)
+        heard, frames = audio.hear(sound, track.fps, b - a, encoder.encode), min(b - a, round(listened * track.fps))
+        if frames > 0:
+            probability = heard_bilabials(sound[: round(frames / track.fps * audio.RATE)], track.fps, frames)
+            listened -= frames / track.fps
+            if probability is not None:
+                heard = dataclasses.replace(heard, bilabial=np.pad(probability, (0, b - a - frames), constant_values=np.nan))
+        found.append(heard)
+    return ranges, found
 
 
 def _fingerprint(subject: Subject, config: MotionConfig) -> str:
@@ -245,6 +284,7 @@ class Speaker:
             self.nets = [_network(tensors, i, len(tensors["mean"]), len(tensors["scale"]), header["config"])
                          for i in range(int(header["report"]["members"]))]
             self.bilabials = bool(header["config"].get("bilabials", False))
+            self.reluctance = np.asarray(tensors.get("reluctance", np.zeros(2)), float)  # of closures by the prior alone, and with the phones
             self.encoder, self.prior = load_encoder(header["config"]["encoder"]), load_prior()
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
@@ -269,7 +309,7 @@ class Speaker:
         x = np.pad(x, ((0, max(0, 4 * frames + self.left + self.right - len(x))), (0, 0)), mode="edge")
         parts = [self._window(x[4 * a : 4 * min(a + CHUNK, frames) + self.left + self.right]) for a in range(0, frames, CHUNK)]
         z, odds, voice = (np.concatenate(p) for p in zip(*parts))
-        closed = self.bilabials * Said(np.zeros((frames, 0)), odds, voice).closed_with(heard.bilabial)
+        closed = self.bilabials * Said(np.zeros((frames, 0)), odds, voice).closed_with(heard.bilabial, self.reluctance[int(heard.bilabial is not None)])
         return self.mouth(z, closed, np.maximum(heard.rest, 1 - self.voice(voice)), heard.pause)
 
     def window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -280,7 +320,7 @@ class Speaker:
         from thnerf.speech_prior import Said
 
         z, odds, voice = self._window(features)
-        return z, self.bilabials * Said(np.zeros((len(z), 0)), odds, voice).closed, voice
+        return z, self.bilabials * Said(np.zeros((len(z), 0)), odds, voice).closed_with(None, self.reluctance[0]), voice
 
     def _window(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`window` with the log odds of closed lips in place of how far they are closed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Callable
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from recon.subject import Subject
 from render.files import InputError
 from thnerf.pose import speech_columns
 
+RELUCTANCE = (1.2, 1.6, 2.0, 2.4, 2.8, 3.2, 4.0)
+"""Steps of `reluctance`."""
+COST = 0.01
+"""How much correlation with unseen footage closures may cost."""
 _INNER_LIPS = (13, 14)  # MediaPipe landmarks: middle of the upper and of the lower inner lip
 
 
@@ -92,6 +97,19 @@ def closing(said: np.ndarray, truth: np.ndarray, pause: np.ndarray, neutral: flo
     """
     toward = pause * (neutral - said)
     return float(np.clip((toward @ (truth - said) + 0.25 * 10) / (toward @ toward + 10), 0, 1))
+
+
+def reluctance(said: np.ndarray, truth: np.ndarray, shut: float, closed: Callable[[float], np.ndarray]) -> float:
+    """How sure one must be of a /p b m/ before this subject's lips shut for it: the least of RELUCTANCE, in log odds, that costs the lip
+    opening `said` (N,) at most COST of its correlation with the `truth` (N,) on unseen footage; 99 where all of them do.
+
+    closed: reluctance → how far the lips are shut (N,) from 0 to 1. So a voice in a language that the acoustic model does not know shuts the lips less.
+    """
+    best = correlation(said, truth)
+    for step in RELUCTANCE:
+        if correlation(said - closed(step) * np.maximum(said - shut, 0), truth) >= best - COST:
+            return step
+    return 99.0
 
 
 def shutting(z: np.ndarray, opening: np.ndarray) -> tuple[np.ndarray, float]:

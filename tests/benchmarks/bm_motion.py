@@ -1,4 +1,4 @@
-"""Speech to motion, asked against measured: speeds; lips of a subject that other voices drive; silence; realism of the sampled head motion.
+"""Speech to motion, asked against measured: speeds; lips of a subject that other voices drive; silence, noise and music; realism of the sampled head motion.
 
 Run: python tests/benchmarks/bm_motion.py [--subject SUBJECT [--run default]] [--footage FOLDER]
 
@@ -106,6 +106,18 @@ def lips(subject: Subject, run_dir: Path, footage: Path) -> None:
     rest = slice(round(5.2 * track.fps), round(6.3 * track.fps))
     speech = np.median(np.r_[gap[: 5 * 25], gap[round(6.6 * track.fps) :]]) - neutral
     print(f"silence: gap above neutral {max(0.0, gap[rest].max() - neutral) / speech:.2f} of its speech median (asked: at most 0.10); jawOpen {track.column('jawOpen')[rest].mean():.3f}")
+    for name, sound in noises().items():
+        moved = lip_gap(predict_track(subject, run_dir, sound), subject.model)[0] - neutral
+        print(f"{name + ':':9s}gap above neutral at most {max(0.0, moved.max()) / speech:.2f} of its speech median, standard deviation {moved.std() / speech:.2f}")
+
+
+def noises(seconds: float = 6.0) -> dict[str, np.ndarray]:
+    """Sounds in which nobody speaks, (n,) float32 at audio.RATE each."""
+    rng, n = np.random.default_rng(0), round(seconds * audio.RATE)
+    time, beat = np.arange(n) / audio.RATE, np.arange(n) % (audio.RATE // 2) / audio.RATE
+    chord = lambda parts: sum(np.sin(2 * np.pi * f * k * time) / k for f in (220, 277, 330) for k in range(1, parts + 1)) * np.exp(-4 * beat)  # noqa: E731
+    found = {"noise": rng.normal(size=n), "sines": chord(1), "saws": chord(11), "drums": rng.normal(size=n) * np.exp(-40 * beat)}
+    return {name: (0.1 * x / x.std()).astype(np.float32) for name, x in found.items()}
 
 
 def realism(subject: Subject, run_dir: Path) -> None:
