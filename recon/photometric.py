@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 IOD = 48.0  # interocular distance, px, that pictures are reduced to
 SMALLEST = 20.0  # interocular distance, px, below which a picture shows too little to refine by
 LEVELS = ((2.0, 4), (1.0, 4), (0.6, 3))  # deviation of the blur in px, steps of the keyframes
-LATER = ((1.0, 3), (0.6, 2))  # the same for all frames, which find finished textures
+LATER = ((1.0, 2), (0.6, 1))  # the same for all frames, which find finished textures
 SAMPLES, BOOST = 1500, 4.0  # points on the face; lips and lids are sampled this much more densely
 FACING, FULLY = 0.25, 0.75  # cosine to the viewer at which a point begins to count, and counts fully
 KERNEL = 5.0  # of the robust weights, in squared deviations
