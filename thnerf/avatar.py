@@ -25,7 +25,8 @@ from thnerf.field import UNIT_MM, WARP_UNIT, HeadField, PoseCorrection
 from thnerf.network import head_radiance
 from thnerf.torso import TorsoField
 
-FORMAT = 2
+FORMAT = 3
+TURN, TURN_SCALE = 4, 0.3  # inputs that say how the head is turned (three, and one that makes the kernels' multiple of four), and their size
 
 
 class Avatar:
@@ -48,7 +49,7 @@ class Avatar:
         self.warp_tables.tables.zero_()
         self.torso_tables = BlendedTables(self.torso_layout, 0, seed + 1, backend, device)
         self.marching = load_marching("triton" if backend == "triton" else "auto", device)
-        self.head = HeadField(self.layout.channels, head.width, prior)
+        self.head = HeadField(self.layout.channels + TURN, head.width, prior)
         self.correction = PoseCorrection(6 + conditions)
         self.torso = TorsoField(self.torso_layout.channels, len(condition.torso_mean), 6, torso.width, torch.from_numpy(np.asarray(condition.torso_scale, np.float32)))
         for module in self.modules.values():
@@ -63,9 +64,15 @@ class Avatar:
         """An array as a tensor on the avatar's device (on the CPU it shares its memory)."""
         return torch.from_numpy(array).to(self.device)
 
-    def encode(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-        """Hash features of unit positions (M,3) in blended tables (B,size)."""
-        return self.tables.backend.encode(positions, table, self.layout, which)
+    def encode(self, positions: torch.Tensor, table: torch.Tensor, turn: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+        """Hash features of unit positions (M,3) in blended tables (B,size), and beside them how the head of the frame is turned (B,TURN)."""
+        features = self.tables.backend.encode(positions, table, self.layout, which)
+        return torch.cat([features, turn.expand(len(features), -1) if which is None else turn[which.long()]], 1)
+
+    def turn(self, pose: np.ndarray) -> torch.Tensor:
+        """What the network is told of pose features (B,6): the rotation (B,TURN). Light stays where it is in the room when a head turns, so shading
+        changes with it; the same for all samples of a frame, it costs nothing when it is rendered."""
+        return self.put(np.pad(np.float32(TURN_SCALE) * pose[:, :3], ((0, 0), (0, TURN - 3))))
 
     def warp(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
         """Unit positions (M,3) → where they lie on the resting head; blended tables (B,size) of the warp."""
@@ -84,10 +91,10 @@ class Avatar:
         return self.warp_tables.blend(psi * self.config.condition_scale)
 
     @torch.no_grad()
-    def field(self, psi: np.ndarray) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        """The head in one condition ψ (1,K) as a function of unit positions (M,3): density (M,) and colour (M,3), in readable torch."""
-        table, warp = self.blend(self.put(psi)).detach(), self.blend_warp(self.put(psi)).detach()
-        return lambda x: self.head(self.encode(self.warp(x, warp), table), x)
+    def field(self, psi: np.ndarray, pose: np.ndarray) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """The head in one condition ψ (1,K) and pose (1,6) as a function of unit positions (M,3): density (M,) and colour (M,3), in readable torch."""
+        table, warp, turn = self.blend(self.put(psi)).detach(), self.blend_warp(self.put(psi)).detach(), self.turn(pose)
+        return lambda x: self.head(self.encode(self.warp(x, warp), table, turn), x)
 
     def network(self, features: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Density (M,) and colour (M,3) of hash features (M,C) at unit positions (M,3): the head's network, on the CPU by kernels of its own."""
@@ -117,7 +124,7 @@ class Avatar:
         v, u = (a.ravel() for a in np.mgrid[0:height, 0:width])
         directions = pixel_directions(np.linalg.inv(track.camera.K), u, v) @ matrices[0].T
         self.head.eval()
-        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, self.field(psi), marching=self.marching)
+        colour, opacity = render_rays(np.broadcast_to(origins[0], directions.shape), directions, self.volume, self.field(psi, pose), marching=self.marching)
         self.head.train()
         behind = self.put(np.array(background.reshape(-1, 3), np.float32))
         rows = np.flatnonzero(v >= self.row * height)

@@ -134,12 +134,15 @@ def _render(camera, occupancy, prior, scales, levels, table, warp, w1a, w1b, b1,
     tl.store(opacity + at, 1 - light, mask=inside)
 
 
-def pack_layers(first: torch.nn.Linear, second: torch.nn.Linear, last: torch.nn.Linear) -> tuple[torch.Tensor, ...]:
-    """The network as the kernel wants it: padded with zeros to powers of two ≥ 16, inputs first, even and odd features apart."""
-    inputs, hidden = first.in_features // 2, first.out_features
+def pack_layers(first: torch.nn.Linear, second: torch.nn.Linear, last: torch.nn.Linear, channels: int) -> tuple[torch.Tensor, ...]:
+    """The network as the kernel wants it: padded with zeros to powers of two ≥ 16, inputs first, even and odd features apart.
+
+    Of the first layer's inputs only the first `channels` are those of the encoding; the others belong into its bias, the third of what is returned.
+    """
+    inputs, hidden = channels // 2, first.out_features
     padded, width = max(16, triton.next_power_of_2(inputs)), max(16, triton.next_power_of_2(hidden))
     pad = lambda t, shape: torch.nn.functional.pad(t.detach().float(), [n for size, wanted in zip(reversed(t.shape), reversed(shape)) for n in (0, wanted - size)]).contiguous()  # noqa: E731
-    w1 = first.weight.detach().T
+    w1 = first.weight.detach()[:, :channels].T
     return (pad(w1[0::2], (padded, width)), pad(w1[1::2], (padded, width)), pad(first.bias, (width,)), pad(second.weight.T, (width, width)), pad(second.bias, (width,)),
             pad(last.weight, (4, width)), last.bias.detach().float().contiguous())
 

@@ -108,7 +108,7 @@ def field_opacity(avatar: Any, part: Any) -> Callable[[np.ndarray], tuple[np.nda
 
     avatar.head.eval()
     volume = avatar.volume
-    field = avatar.field(avatar.condition.expression(part))
+    field = avatar.field(avatar.condition.expression(part), avatar.condition.pose(part))
 
     def radiance(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         unit = volume.unit(points).astype(np.float32)

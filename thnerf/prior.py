@@ -20,7 +20,7 @@ from recon.subject import Subject
 from recon.track import Track
 from render.files import InputError
 from render.progress import progress
-from thnerf.avatar import Avatar, read_tensors
+from thnerf.avatar import FORMAT, Avatar, read_tensors
 from thnerf.config import TrainConfig
 from thnerf.dataset import Condition, load_training_set
 
@@ -38,13 +38,15 @@ def start_from(avatar: Avatar, path: Path, track: Track, frames: np.ndarray) -> 
     try:
         about = json.loads(header["avatar"])
         table, names = tensors["tables.tables"].float(), tuple(about["expression_names"])
-        other = {key: about["head"][key] for key in _SHAPE}
+        made, other = about["format"], {key: about["head"][key] for key in _SHAPE}
         condition = Condition(**{k.removeprefix("condition."): v.numpy() for k, v in tensors.items() if k.startswith("condition.")}, expression_names=names)
         scale = float(about["head"]["condition_scale"])
-        weights = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.") and k != "head.prior"}
+        weights = {k.removeprefix("head."): v.clone() for k, v in tensors.items() if k.startswith("head.") and k != "head.prior"}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no trained field ({error}); --init takes a run folder or the field.safetensors in it") from None
     own = {key: getattr(avatar.config, key) for key in _SHAPE}
+    if made != FORMAT:
+        raise InputError(f"{path} has format {made}, this version reads {FORMAT}; train it again")
     if own != other or set(weights) != {k for k in avatar.head.state_dict() if k != "prior"}:
         wrong = ", ".join(f"{k} {other[k]} instead of {own[k]}" for k in _SHAPE if own[k] != other[k]) or "other networks"
         raise InputError(f"{path} was trained with another layout ({wrong}); train with its settings, or make the prior again with these")
@@ -53,6 +55,7 @@ def start_from(avatar: Avatar, path: Path, track: Track, frames: np.ndarray) -> 
     mixing, rest = _translation(condition.expression(track)[frames] * scale, avatar.condition.expression(track)[frames] * avatar.config.condition_scale)
     start = torch.cat([table[:1] + torch.from_numpy(rest) @ table[1:], torch.from_numpy(mixing) @ table[1:]])
     avatar.tables.load({"tables": start})
+    weights["first.weight"][:, avatar.layout.channels :] = 0  # the light of another room
     avatar.head.load_state_dict({**weights, "prior": avatar.head.prior.cpu()})
 
 

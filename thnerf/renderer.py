@@ -38,7 +38,8 @@ class HeadRenderer:
         self.avatar, self.background, self.camera = avatar, np.asarray(background, np.float32), camera
         array = lambda t: np.ascontiguousarray(t.detach().numpy(), np.float32)  # noqa: E731
         head, torso = avatar.head, avatar.torso
-        self._head_layers = tuple(array(p) for layer in (head.first, head.second, head.last) for p in (layer.weight, layer.bias))
+        self._head_first, self._head_turn = array(head.first.weight[:, : avatar.layout.channels]), array(head.first.weight[:, avatar.layout.channels :])
+        self._head_rest = tuple(array(p) for layer in (head.second, head.last) for p in (layer.weight, layer.bias))
         self._prior = array(head.prior)
         self._torso_table = array(avatar.torso_tables.tables[:, 0]).reshape(-1, 2)
         channels = avatar.torso_layout.channels
@@ -117,11 +118,13 @@ class HeadRenderer:
         extent = (volume.upper - volume.lower).astype(np.float32)
         conditions = psi[0] * avatar.config.condition_scale
         table, warp = self._tables.blend(conditions).view(np.uint32), self._warp.blend(conditions).view(np.uint64)
+        bias = avatar.head.first.bias.detach().numpy() + self._head_turn @ avatar.turn(pose)[0].numpy()  # the same for all samples of a frame
+        layers = self._head_first, bias, *self._head_rest
         colour, opacity = np.empty((camera.height, camera.width, 3), np.float32), np.empty((camera.height, camera.width), np.float32)
         fused.render_head(
             self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
             (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step),
-            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, warp, (avatar.warp_layout.scales[0], avatar.warp_layout.resolutions[0]), self._head_layers, colour, opacity)
+            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, warp, (avatar.warp_layout.scales[0], avatar.warp_layout.resolutions[0]), layers, colour, opacity)
         return colour, opacity
 
     def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ class CudaRenderer(HeadRenderer):
     def attach(self, avatar: Avatar) -> None:
         """Use the weights of an avatar that lives on a device."""
         self._on_device = avatar
-        self._packed = fused_triton.pack_layers(avatar.head.first, avatar.head.second, avatar.head.last)
+        self._packed = fused_triton.pack_layers(avatar.head.first, avatar.head.second, avatar.head.last, avatar.layout.channels)
         self._device_plates: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
         self.use_volume(avatar.volume)
 
@@ -80,9 +80,12 @@ class CudaRenderer(HeadRenderer):
         origins, matrices = self.avatar.correction.apply_to_rays(self.avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
         table = avatar.blend(avatar.put(psi)).detach().view(-1)
         warp = avatar.blend_warp(avatar.put(psi)).detach().view(-1)
+        turn = avatar.head.first.weight[:, avatar.layout.channels :] @ avatar.turn(pose)[0]
+        even, odd, bias, *rest = self._packed
+        layers = even, odd, bias + torch.nn.functional.pad(turn, (0, len(bias) - len(turn))), *rest
         matrix = matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)
         return fused_triton.render_head(camera.width, camera.height, origins[0], matrix, avatar.volume, self._occupancy, avatar.head.prior, avatar.layout, table,
-                                        avatar.warp_layout, warp, self._packed, STOP)
+                                        avatar.warp_layout, warp, layers, STOP)
 
     @torch.no_grad()
     def _torso_layer(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -113,7 +113,8 @@ class Trainer:
             x = avatar.correction.attach(avatar.put(features), x, which, *box)
         else:
             warp_table = warp_table.detach()
-        density, rgb = avatar.network(avatar.encode(avatar.warp(x, warp_table, which), table, which), x)
+        encoded = avatar.encode(avatar.warp(x, warp_table, which), table, avatar.turn(data.pose[batch.frames]), which)
+        density, rgb = avatar.network(encoded, x)
         return *avatar.marching.composite(density, rgb, avatar.volume.optical_step, samples.offsets), samples
 
     def _behind(self, batch: Any, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

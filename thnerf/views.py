@@ -119,7 +119,7 @@ def head_depth(avatar: Avatar, track: Track, index: int, chunk: int = 16384) -> 
     origins, matrices = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
     v, u = (a.ravel() for a in np.mgrid[0 : camera.height, 0 : camera.width])
     directions = pixel_directions(np.linalg.inv(camera.K), u, v) @ matrices[0].T  # z = 1 in the camera: a ray's parameter is its depth
-    field = avatar.field(psi)
+    field = avatar.field(psi, pose)
     volume, extent = avatar.volume, (avatar.volume.upper - avatar.volume.lower).astype(np.float32)
     avatar.head.eval()
     depth, opacity = np.zeros(len(u), np.float32), np.zeros(len(u), np.float32)

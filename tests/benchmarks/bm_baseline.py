@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from bench import parse, write  # noqa: E402
 
 from recon.subject import Subject  # noqa: E402
-from thnerf.avatar import Avatar  # noqa: E402
+from thnerf.avatar import TURN, Avatar  # noqa: E402
 from thnerf.config import TrainConfig  # noqa: E402
 from thnerf.dataset import TrainingSet, landmark_boxes, load_training_set  # noqa: E402
 from thnerf.encodings import BlendedTables  # noqa: E402
@@ -62,8 +62,9 @@ class Concatenated(Unwarped):
     def prepare(self, seed: int) -> None:
         """Replace what differs from ours."""
         self.tables = StaticTables(self.layout, 0, seed)
-        self.fill = -(self.layout.channels + self.condition.matrix.shape[1]) % 4
-        self.head = HeadField(self.layout.channels + self.condition.matrix.shape[1] + self.fill, self.config.width, self.head.prior.numpy())
+        inputs = self.layout.channels + TURN + self.condition.matrix.shape[1]
+        self.fill = -inputs % 4
+        self.head = HeadField(inputs + self.fill, self.config.width, self.head.prior.numpy())
 
     def blend(self, psi: torch.Tensor) -> torch.Tensor:
         self.psi = psi * self.config.condition_scale
@@ -74,8 +75,8 @@ class Concatenated(Unwarped):
         psi = self.psi.expand(len(features), -1) if which is None else self.psi[which.long()]
         return torch.cat([features, psi, features.new_zeros(len(features), self.fill)], 1)
 
-    def encode(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
-        return self.beside(super().encode(positions, table, None), which)
+    def encode(self, positions: torch.Tensor, table: torch.Tensor, turn: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+        return self.beside(super().encode(positions, table, turn, which), which)
 
 
 class Frequencies(Concatenated):
@@ -85,7 +86,7 @@ class Frequencies(Concatenated):
         self.tables, self.fill = StaticTables(self.layout, 0, seed), 0
         self.head = DeepField(3 + 2 * 3 * DeepField.OCTAVES + self.condition.matrix.shape[1], self.head)
 
-    def encode(self, positions: torch.Tensor, table: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(self, positions: torch.Tensor, table: torch.Tensor, turn: torch.Tensor, which: torch.Tensor | None = None) -> torch.Tensor:
         angles = ((2 * positions - 1)[:, :, None] * (math.pi * 2.0 ** torch.arange(DeepField.OCTAVES))).flatten(1)
         return self.beside(torch.cat([positions, torch.sin(angles), torch.cos(angles)], 1), which)
 
