@@ -136,7 +136,7 @@ class TrainConfig:
     """Squares of a step for that term."""
     rate: float = 1e-2
     """Initial learning rate of the hash tables."""
-    conditional_rate: float = 3e-3
+    conditional_rate: float = 1e-2
     """Initial learning rate of the tables that expressions blend in."""
     warp_rate: float = 3e-3
     """Initial learning rate of the warp, in hundredths of the box."""
