@@ -69,6 +69,20 @@ def test_frames_at_another_size_show_the_same(subject: Subject, trained) -> None
     assert -10 * np.log10(((small - shrunk) ** 2).mean()) > 24
 
 
+def test_outline_of_a_larger_picture_is_sampled_more_finely_and_nothing_else(subject: Subject, trained) -> None:
+    """Rays that keep between 5 and 95 % of their light are those of a renderer with a third of the step, the others those of one that refines nothing."""
+    part = subject.track.replace(camera=subject.track.camera.resized(130, 128))[10:11]
+    whole, coarse, fine = (load_renderer(trained, subject) for _ in range(3))
+    coarse.camera = fine.camera = None  # every picture counts as the one that was learned
+    fine.use_volume(dataclasses.replace(fine.avatar.volume, step=fine.avatar.volume.step / 3))
+    condition = whole.avatar.condition
+    found, plain, exact = (r._render_head(part, condition.expression(part), condition.pose(part)) for r in (whole, coarse, fine))
+    outline = (plain[1] > 0.05) & (plain[1] < 0.95)
+    assert 0.002 < outline.mean() < 0.7 and np.abs(plain[1] - exact[1])[outline].max() > 0.01
+    for a, b, c in zip(found, plain, exact):
+        assert np.abs(a - c)[outline].max() < 1e-3 and np.abs(a - b)[~outline].max() < 1e-3
+
+
 def test_rgba_over_a_background_is_the_frame(subject: Subject, trained) -> None:
     renderer = load_renderer(trained, subject)
     plate = np.random.default_rng(0).random((64, 64, 3), dtype=np.float32)

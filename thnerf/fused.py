@@ -20,6 +20,7 @@ from thnerf.field import WARP_UNIT
 from thnerf.network import exponential, prior_at, radiance
 
 TILE = 32
+OUTLINE = np.float32(0.05)  # a ray at the outline loses at least this much of its light, and keeps as much
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 
 
@@ -70,7 +71,22 @@ def _gather(queue, head, count, time, end, step, origin, direction, occupancy, l
 
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
-def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
+def _begin_again(queue, parts, rays, outline, origin, direction, time, end, step, light, shade):
+    """Put rays at the outline, which met something but not enough, back to their beginning with a step `parts` times as short. Returns their number."""
+    count = 0
+    for i in range(rays):
+        if outline < light[i] < _ONE - outline:
+            near, _ = clip_ray(origin[0], origin[1], origin[2], direction[i, 0], direction[i, 1], direction[i, 2])
+            step[i] /= parts
+            time[i], light[i] = near + _HALF * step[i], _ONE
+            shade[i] = _ZERO
+            queue[count] = i
+            count += 1
+    return count
+
+
+@nb.njit(cache=True, fastmath=True, error_model="numpy")
+def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, parts, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
     """Render one tile; see `render_head`."""
     width1, width2 = len(layers[1]), len(layers[3])
     rays = TILE * TILE
@@ -94,27 +110,30 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
     position, bias, ray = np.zeros((3, BLOCK), np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.int32)
     bits, moved = np.empty(BLOCK, np.int32), np.empty((3, BLOCK), np.float32)
     power = bits.view(np.float32)
-    while count > 0:
-        head, count, n = _gather(queue, head, count, time, end, step, origin, direction, occupancy, light, stop, position, ray)
-        if n == 0:
-            break
-        prior_at(position, prior, bias)
-        _warp(position, warp, warp_grid[0], warp_grid[1], moved)
-        _encode(True, position[0], position[1], position[2], table, grid, features)
-        radiance(layers, features, bias, hidden, second, y, bits, power)
-        y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
-        for i in range(BLOCK):
-            y0[i] = -y0[i] * optical_step
-        exponential(y0, bits, power)
-        for i in range(n):
-            r = ray[i]
-            w = light[r] * (_ONE - y0[i])
-            light[r] *= y0[i]
-            shade[r, 0] += w * y1[i]
-            shade[r, 1] += w * y2[i]
-            shade[r, 2] += w * y3[i]
-            queue[(head + count) % rays] = r
-            count += 1
+    for again in range(2 if parts > 1 else 1):
+        if again == 1:
+            optical_step, head, count = optical_step / parts, 0, _begin_again(queue, parts, rays, OUTLINE, origin, direction, time, end, step, light, shade)
+        while count > 0:
+            head, count, n = _gather(queue, head, count, time, end, step, origin, direction, occupancy, light, stop, position, ray)
+            if n == 0:
+                break
+            prior_at(position, prior, bias)
+            _warp(position, warp, warp_grid[0], warp_grid[1], moved)
+            _encode(True, position[0], position[1], position[2], table, grid, features)
+            radiance(layers, features, bias, hidden, second, y, bits, power)
+            y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
+            for i in range(BLOCK):
+                y0[i] = -y0[i] * optical_step
+            exponential(y0, bits, power)
+            for i in range(n):
+                r = ray[i]
+                w = light[r] * (_ONE - y0[i])
+                light[r] *= y0[i]
+                shade[r, 0] += w * y1[i]
+                shade[r, 1] += w * y2[i]
+                shade[r, 2] += w * y3[i]
+                queue[(head + count) % rays] = r
+                count += 1
     for i in range(rays):
         u, v = u0 + i % TILE, v0 + i // TILE
         if u < width and v < height:
@@ -124,17 +143,17 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
 
 
 @nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def render_head(order, origin, matrix, extent, step_length, optical_step, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
+def render_head(order, origin, matrix, extent, step_length, optical_step, parts, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
     """Render the head layer: colour (H,W,3) premultiplied, opacity (H,W).
 
     order: tiles in the order they are begun. origin (3,): camera in the unit cube; matrix (3,3) turns (u, v, 1) px into
-    world-length directions in head axes; extent (3,) of the box, mm. grid: scales, resolutions, entries, hashed, offsets;
+    world-length directions in head axes; extent (3,) of the box, mm. parts: rays at the outline are sampled again with a step as many times as short (1: not). grid: scales, resolutions, entries, hashed, offsets;
     table (entries,) uint32: two float16 each; warp: see `_warp`, warp_grid its scale and points; layers: w1, b1, w2, b2, w3, b3, each weight (outputs, inputs).
     """
     height, width = opacity.shape
     across = (width + TILE - 1) // TILE
     for k in nb.prange(len(order)):
-        _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, stop,
+        _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, parts, stop,
               occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity)
 
 
