@@ -23,6 +23,7 @@ from thnerf.torso import FREQUENCIES, MARGIN, REACH
 
 NECK_MM = 60.0  # the torso hangs this far behind the origin of the head, where neck and collar are
 SHOULDER_FALL = 0.45  # slope at which shoulders go on outside the fitted crop, where nothing is known of them
+_OUTLINE_PARTS = 3  # see HeadRenderer._parts; on CUDA not yet
 STOP = 0.02  # light left behind which a ray is not followed
 
 
@@ -123,9 +124,14 @@ class HeadRenderer:
         colour, opacity = np.empty((camera.height, camera.width, 3), np.float32), np.empty((camera.height, camera.width), np.float32)
         fused.render_head(
             self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
-            (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step),
+            (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step), np.float32(self._parts(camera)),
             np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, warp, (avatar.warp_layout.scales[0], avatar.warp_layout.resolutions[0]), layers, colour, opacity)
         return colour, opacity
+
+    def _parts(self, camera: Camera) -> int:
+        """How many times as fine rays at the outline are sampled. A surface that they graze lies now on, now between their samples; in a picture larger
+        than the one that was learned this shows, above the hair as rows of dots."""
+        return 1 if self.camera is None or camera.K[0, 0] < 1.5 * self.camera.K[0, 0] else _OUTLINE_PARTS
 
     def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         avatar, layer = self.avatar, self.avatar.torso
