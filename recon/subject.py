@@ -61,6 +61,11 @@ class Subject:
         """The fitted track, all clips."""
         return Track.load(self.track_path)
 
+    def aligned(self, run_dir: Path) -> Track:
+        """The track as a training run has aligned it to its field; as it was fitted where the run has not."""
+        path = aligned_path(run_dir)
+        return Track.load(path) if path.exists() else self.track
+
     @cached_property
     def model(self) -> MorphableModel:
         """The face model that the track's coefficients belong to. Raises InputError when its file has gone or is another model."""
@@ -90,6 +95,11 @@ class Subject:
         if not name or Path(name).name != name or name in (".", ".."):
             raise InputError(f"--run takes a plain name, not {name!r}")
         return self.path / "runs" / name
+
+
+def aligned_path(run_dir: Path) -> Path:
+    """Where a training run keeps the track that it has aligned to its field."""
+    return run_dir / "track.npz"
 
 
 def make_split(clip_starts: tuple[int, ...], frames: int) -> dict[str, list[list[int]]]:

@@ -136,7 +136,10 @@ def test_perfect_renderer(subject, tmp_path):
 
 
 def test_every_setting_measures_what_it_says(subject, tmp_path):
-    result = evaluate_with(subject, tmp_path / "run", Drawn(), BlockDetector(), predictor(subject))
+    run = tmp_path / "run"
+    run.mkdir()
+    subject.track.save(run / "track.npz")
+    result = evaluate_with(subject, run, Drawn(), BlockDetector(), predictor(subject))
     assert all(set(KEYS) <= set(result[s]) for s in SETTINGS)
     assert result["reconstruct"]["psnr_full"] > 30 and result["reconstruct"]["mouth_correlation"] > 0.99
     assert result["audio"]["av_offset_frames"] == 1 and 0.3 < result["audio"]["mouth_correlation"] < 0.999

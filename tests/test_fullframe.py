@@ -113,7 +113,7 @@ def test_longer_speech_plays_the_footage_back(subject, red, tmp_path, monkeypatc
 
 def test_pose_comes_from_the_very_frames_that_are_shown(subject):
     clip = fullframe.source_clips(subject)[0]
-    moved, index = fullframe.with_source_pose(stretched(subject, 25), subject, clip)
+    moved, index = fullframe.with_source_pose(stretched(subject, 25), subject.track, clip)
     np.testing.assert_array_equal(moved.rotation, subject.track.rotation[index])
     np.testing.assert_array_equal(moved.torso, subject.track.torso[index])
 

@@ -202,7 +202,7 @@ def test_table_has_a_line_for_each_setting():
     block = measured(face(talk()), face(talk(seed=4))).result()
     result = {"frames": 120, **{s: block for s in metrics.SETTINGS}, "audio": None, "notes": {"audio": "the footage has no sound"}}
     lines = metrics.format_table(result).splitlines()
-    assert len(lines) == 6 and "no sound" in lines[3] and lines[1].startswith("truth")
+    assert len(lines) == 7 and "no sound" in lines[4] and lines[1].startswith("truth")
 
 
 @pytest.mark.parametrize("size", [128, 256])

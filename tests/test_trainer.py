@@ -49,7 +49,7 @@ def test_learns_frames_it_never_saw(subject: Subject, trained) -> None:
 
 
 def test_run_folder_is_complete(trained) -> None:
-    assert sorted(p.name for p in trained.iterdir() if p.is_file()) == ["config.yaml", "field.safetensors", "preview.png"]
+    assert sorted(p.name for p in trained.iterdir() if p.is_file()) == ["config.yaml", "field.safetensors", "preview.png", "track.npz"]
 
 
 def test_fast_renderer_equals_the_readable_one(subject: Subject, trained) -> None:

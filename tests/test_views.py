@@ -131,7 +131,7 @@ def test_carving_takes_floaters_and_leaves_the_front(solid_head):
 def test_depth_and_normals_are_written_beside_the_video(solid_head, tmp_path, monkeypatch):
     subject, avatar = solid_head
     short = subject.track[:3]
-    monkeypatch.setattr(performance, "driving_track", lambda subject, text: short)
+    monkeypatch.setattr(performance, "driving_track", lambda *_: short)
     monkeypatch.setattr(trainer, "load_renderer", lambda run, s, device="auto": HeadRenderer(avatar, load_background(subject, 64, 64), subject.track.camera.at(slice(0, 1))))
     done = synthesis.render_speech(subject, None, tmp_path / "a.mp4", track="fit", depth=tmp_path / "d" / "%03d.exr", normals=tmp_path / "n.mp4", size="48")
     assert done["frames"] == 3 and probe(tmp_path / "n.mp4").width == 48

@@ -150,6 +150,10 @@ class TrainConfig:
     """Weight of the agreement of both layers with the person matte."""
     motion_share: float = 0.12
     """Part of the time given to the speech-to-motion network when the footage has sound."""
+    align: int = 2
+    """How often pose, coefficients and shoulders of all frames are aligned to the field (`thnerf.align`), evenly spread over the training; 0: they stay as the fit left them."""
+    align_share: float = 0.1
+    """Part of the time that each of these may take; what one leaves the next may use."""
     save_seconds: float = 20.0
     """A stop loses at most about this much work."""
     preview_seconds: float = 60.0
@@ -186,6 +190,8 @@ class TrainConfig:
             raise InputError("the network widths must be multiples of 4")
         if not 0 <= self.hard_frames <= 1 or self.structure_weight < 0 or self.structure_patches < 1:
             raise InputError("training needs 0 <= hard_frames <= 1, structure_weight >= 0 and structure_patches >= 1")
+        if self.align < 0 or not 0 < self.align_share < 1:
+            raise InputError("training needs align >= 0 and 0 < align_share < 1")
         if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:
             raise InputError("training needs frames_per_step >= 1, samples_per_step >= 1000 and 0 <= motion_share < 1")
 

@@ -5,6 +5,7 @@ Every statistic here is of the training frames alone.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -211,6 +212,12 @@ class TrainingSet:
         where[order] = np.arange(rays)
         at = chosen[slot], v, u
         return Batch(chosen, slot, u, v, self.images[at].astype(np.float32) / 255, self.mattes[at].astype(np.float32) / 255, where[single:].reshape(-1, PATCH, PATCH))
+
+    def follow(self, track: Track) -> "TrainingSet":
+        """The same frames conditioned on, and seen from, what another track says of them."""
+        origins, matrices = head_rays(track, self.index)
+        psi, pose, torso = (f(track)[self.index] for f in (self.condition.expression, self.condition.pose, self.condition.torso))
+        return dataclasses.replace(self, track=track, psi=psi, pose=pose, torso=torso, origins=origins, matrices=matrices)
 
     @cached_property
     def upper_neck_row(self) -> float:

@@ -66,7 +66,7 @@ def dubbed(subject: Subject, run_dir: Path, speech: Speech, direction: Direction
     length, sound = times[-1] + 1 / clip.fps, len(speech.understood) / RATE
     if sound > length + 1 / clip.fps:
         warnings.warn(f"the sound lasts {sound:.1f} s and the footage {length:.1f} s: the last {sound - length:.1f} s are not spoken", stacklevel=2)
-    source = at_times(subject.track[clip.start : clip.end], times)
+    source = at_times(subject.aligned(run_dir)[clip.start : clip.end], times)
     base = subject.track.fps
     frames = int(np.ceil(length * base)) + 1
     padded = np.pad(speech.understood[: round(frames / base * RATE)], (0, max(0, round(frames / base * RATE) - len(speech.understood))))

@@ -1,9 +1,10 @@
 """Held-out metrics of a run: metrics.json, a chart and a side-by-side video, in one pass over the held-out frames.
 
-Five settings, measured alike on 8-bit pictures (nothing pasted from the ground truth):
+Six settings, measured alike on 8-bit pictures (nothing pasted from the ground truth):
 
 - `truth`: the held-out frames against themselves.
-- `reconstruct`: rendered from their fitted track.
+- `reconstruct`: rendered from their track, as the run has aligned it to its field (`thnerf.align`; held-out frames give their pose and coefficients, nothing else).
+- `unaligned`: rendered from their track as `thnerf fit` left it; null where the run has aligned nothing.
 - `audio`: expression predicted from their sound alone; head pose, gaze and torso from the track.
 - `frozen_mouth`: `reconstruct` with every jaw, mouth and tongue coefficient at its median over the training frames.
 - `shuffled`: real frames of another stretch in place of a render, which is chance level. Of one clip: a training
@@ -64,11 +65,15 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
                   max_frames: int | None = None) -> dict[str, Any]:
     """`evaluate` with its parts given: predict(samples, rate, frames) → expression (frames,E), or None and the reason for it."""
     ranges = held_out(subject, max_frames)
-    track = subject.track
+    track = subject.aligned(out)
     index = np.concatenate([np.arange(a, b) for a, b in ranges])
     starts = tuple(int(s) for s in np.cumsum([0] + [b - a for a, b in ranges[:-1]]))
     tracks = {"reconstruct": (tested := concatenate([track[a:b] for a, b in ranges])), "frozen_mouth": frozen_mouth(tested, track, subject.frames("train"))}
+    if track is not subject.track:
+        tracks["unaligned"] = concatenate([subject.track[a:b] for a, b in ranges])
     notes = {} if predict else {"audio": reason}
+    if track is subject.track:
+        notes["unaligned"] = "the run has left the fitted track as it is, see reconstruct"
     if stale := stale_run(subject, out):
         notes["run"] = stale
     sound = stretch_sound(subject, ranges) if subject.has_audio else None
@@ -275,7 +280,7 @@ def chart(path: Path, measured: dict[str, Measurement], result: dict[str, Any], 
     """A small PNG: mouth opening over time of truth, reconstruct and audio; PSNR of every setting as bars."""
     from matplotlib.figure import Figure
 
-    colours = {"truth": "#222222", "reconstruct": "#2e86ab", "audio": "#d1495b", "frozen_mouth": "#b8b8b8", "shuffled": "#e9c46a"}
+    colours = {"truth": "#222222", "reconstruct": "#2e86ab", "audio": "#d1495b", "unaligned": "#86bbd8", "frozen_mouth": "#b8b8b8", "shuffled": "#e9c46a"}
     figure = Figure(figsize=(11, 3), dpi=110, layout="constrained")
     curves, bars = figure.subplots(1, 2, width_ratios=(2.4, 1))
     for name in LABELS:
@@ -289,7 +294,7 @@ def chart(path: Path, measured: dict[str, Measurement], result: dict[str, Any], 
     shown = [name for name in SETTINGS[1:] if result.get(name)]
     for i, name in enumerate(shown):
         values = [result[name][key] or 0.0 for key in KEYS[:3]]
-        bars.bar(np.arange(3) + (i - (len(shown) - 1) / 2) * 0.2, values, 0.18, color=colours[name], label=name)
+        bars.bar(np.arange(3) + (i - (len(shown) - 1) / 2) * 0.8 / len(shown), values, 0.72 / len(shown), color=colours[name], label=name)
     bars.set_xticks(range(3), ["full", "face", "mouth"])
     bars.set(ylabel="PSNR, dB", title="PSNR")
     bars.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

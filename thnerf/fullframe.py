@@ -66,18 +66,18 @@ def back_and_forth(count: int, length: int) -> np.ndarray:
     return np.zeros(count, int) if last == 0 else np.abs((np.arange(count) + last) % (2 * last) - last)
 
 
-def with_source_pose(track: Track, subject: Subject, clip: Clip) -> tuple[Track, np.ndarray]:
-    """A spoken track (at clip.fps) with pose, shoulders and gaze of the clip played forward and back; and the source frame of each of its frames."""
-    source = subject.track[clip.start : clip.end].resample(clip.fps)
+def with_source_pose(track: Track, footage: Track, clip: Clip) -> tuple[Track, np.ndarray]:
+    """A spoken track (at clip.fps) with pose, shoulders and gaze of a clip of the footage's track played forward and back; and the source frame of each of its frames."""
+    source = footage[clip.start : clip.end].resample(clip.fps)
     index = back_and_forth(len(track), len(source))
     return track.replace(rotation=source.rotation[index], translation=source.translation[index], torso=source.torso[index], gaze=source.gaze[index],
                          camera=source.camera.at(index), clip_starts=(0,)), index
 
 
-def own_pose(track: Track, subject: Subject) -> None:
-    """Raises InputError unless the track has the head poses of the footage, frame by frame."""
-    own = subject.track
-    if len(track) != len(own) or track.fps != own.fps or max(np.abs(track.rotation - own.rotation).max(), np.abs(track.translation - own.translation).max()) > _SAME:
+def own_pose(track: Track, *footage: Track) -> None:
+    """Raises InputError unless the track has the head poses of the footage, frame by frame, as one of its tracks says they are."""
+    alike = lambda own: len(track) == len(own) and track.fps == own.fps and max(np.abs(track.rotation - own.rotation).max(), np.abs(track.translation - own.translation).max()) <= _SAME  # noqa: E731
+    if not any(alike(own) for own in footage):
         raise InputError("--full-frame needs a track whose head moves as in the footage, frame by frame; keep its rotation and translation, or leave out --full-frame")
 
 

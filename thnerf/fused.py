@@ -87,7 +87,7 @@ def _begin_again(queue, parts, rays, outline, origin, direction, time, end, step
 
 @nb.njit(cache=True, fastmath=True, error_model="numpy")
 def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_step, parts, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
-    """Render one tile; see `render_head`."""
+    """Render one tile; see `render_heads`."""
     width1, width2 = len(layers[1]), len(layers[3])
     rays = TILE * TILE
     direction, light, shade = np.empty((rays, 3), np.float32), np.ones(rays, np.float32), np.zeros((rays, 3), np.float32)
@@ -142,22 +142,25 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
                 colour[v, u, k] = shade[i, k]
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def render_head(order, origin, matrix, extent, step_length, optical_step, parts, stop, occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity):
-    """Render the head layer: colour (H,W,3) premultiplied, opacity (H,W).
+@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
+def render_heads(order, origins, matrices, which, tables, warps, biases, extent, step_length, optical_step, parts, stop, occupancy, prior, grid, warp_grid, layers, colour, opacity):
+    """Render some views of the head layer: colour (n,H,W,3) premultiplied, opacity (n,H,W).
 
-    order: tiles in the order they are begun. origin (3,): camera in the unit cube; matrix (3,3) turns (u, v, 1) px into
-    world-length directions in head axes; extent (3,) of the box, mm. parts: rays at the outline are sampled again with a step as many times as short (1: not). grid: scales, resolutions, entries, hashed, offsets;
-    table (entries,) uint32: two float16 each; warp: see `_warp`, warp_grid its scale and points; layers: w1, b1, w2, b2, w3, b3, each weight (outputs, inputs).
+    order: tiles in the order they are begun. origins (n,3): camera in the unit cube; matrices (n,3,3) turn (u, v, 1) px into
+    world-length directions in head axes; which (n,): the table and warp of a view; biases (n,hidden) of the first layer. tables (m,entries) uint32: two float16 each; warps (m,points) uint64: see
+    `_warp`. extent (3,) of the box, mm. parts: rays at the outline are sampled again with a step as many times as short (1: not). grid: scales, resolutions, entries, hashed, offsets;
+    warp_grid its scale and points; layers: w1, w2, b2, w3, b3, each weight (outputs, inputs).
     """
-    height, width = opacity.shape
+    views, height, width = opacity.shape
     across = (width + TILE - 1) // TILE
-    for k in nb.prange(len(order)):
-        _tile((order[k] % across) * TILE, (order[k] // across) * TILE, width, height, origin, matrix, extent, step_length, optical_step, parts, stop,
-              occupancy, prior, grid, table, warp, warp_grid, layers, colour, opacity)
+    w1, w2, b2, w3, b3 = layers
+    for job in nb.prange(views * len(order)):
+        v, k = job // len(order), order[job % len(order)]
+        _tile((k % across) * TILE, (k // across) * TILE, width, height, origins[v], matrices[v], extent, step_length, optical_step, parts, stop,
+              occupancy, prior, grid, tables[which[v]], warps[which[v]], warp_grid, (w1, biases[v], w2, b2, w3, b3), colour[v], opacity[v])
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
 def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid, table, layers, colour, opacity):
     """The torso layer of rows from first_row on: colour (H,W,3) and opacity (H,W).
 
@@ -200,7 +203,7 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 opacity[v, u0 + i] = _ONE / (_ONE + y[3, i])
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
 def lay_under(colour, opacity, shade, cover, first_row):
     """Put a layer, colour shade (H,W,3) and opacity cover (H,W), behind colour (H,W,3), premultiplied, and opacity (H,W), in place, from a row on."""
     for v in nb.prange(first_row, len(opacity)):
@@ -211,7 +214,7 @@ def lay_under(colour, opacity, shade, cover, first_row):
             opacity[v, u] += behind
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
 def lay_over(colour, opacity, plate, out):
     """out (H,W,3) = colour + (1 − opacity) · plate, kept in [0,1]."""
     for v in nb.prange(len(opacity)):

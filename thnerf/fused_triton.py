@@ -1,6 +1,6 @@
 """The head in one CUDA kernel: march, hash encoding, network and compositing, an 8×8 tile of pixels a program.
 
-What `fused.render_head` is on the CPU. Every ray of a tile walks to its next occupied cell; then the tile evaluates one sample of
+What `fused.render_heads` is on the CPU. Every ray of a tile walks to its next occupied cell; then the tile evaluates one sample of
 each together: corners of all levels as (rays, levels) arrays, the network as matrix products in TF32 with float32 sums. A ray
 stops when less than `stop` of its light is left. `avatar.Avatar.render` defines what this computes.
 """

@@ -21,7 +21,7 @@ IMAGE_KEYS = ("psnr_full", "psnr_face", "psnr_mouth", "ssim_full", "ssim_face", 
 LANDMARK_KEYS = ("lmd_px", "lmd_iod", "mouth_correlation", "jitter_ratio", "av_offset_frames")
 REGION_KEYS = ("psnr_seam", "eye_correlation", "jitter_background", "jitter_edge", "jitter_outside")
 KEYS = IMAGE_KEYS + LANDMARK_KEYS + REGION_KEYS
-SETTINGS = ("truth", "reconstruct", "audio", "frozen_mouth", "shuffled")
+SETTINGS = ("truth", "reconstruct", "unaligned", "audio", "frozen_mouth", "shuffled")
 
 MOUTH = slice(48, 68)
 """iBUG points 49–68, counted from one."""

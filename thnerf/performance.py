@@ -83,12 +83,13 @@ def pose_source(pose: str | Path | Track, subject: Subject) -> str | Track:
     return pose.resample(subject.track.fps)
 
 
-def driving_track(subject: Subject, text: str | Path | Track) -> Track:
-    """What `--track` means: 'fit' (the footage's own) or the .npz of an edited or retargeted one.
+def driving_track(subject: Subject, text: str | Path | Track, run_dir: Path | None = None) -> Track:
+    """What `--track` means: 'fit' (the footage's own, as the run has aligned it) or the .npz of an edited or retargeted one.
 
     Raises InputError when it is unreadable, empty or of another face model.
     """
-    track = text if isinstance(text, Track) else subject.track if str(text) == "fit" else Track.load(text)
+    own = subject.track if run_dir is None else subject.aligned(run_dir)
+    track = text if isinstance(text, Track) else own if str(text) == "fit" else Track.load(text)
     if track.model_id != subject.track.model_id:
         raise InputError(f"the track belongs to the face model {track.model_id} and this subject to {subject.track.model_id}; re-express it with thnerf retarget")
     if not len(track):
@@ -120,7 +121,7 @@ def perform(subject: Subject, run_dir: Path, audio: str | Path | None, direction
         from thnerf.drive import face_model
 
         model = face_model(subject)
-    motion, file = _played(subject, audio, direction, track)
+    motion, file = _played(subject, run_dir, audio, direction, track)
     if motion is not None:
         if direction.pose is not None:
             motion = with_pose(motion, pose_source(direction.pose, subject), subject)
@@ -173,12 +174,12 @@ def _heard(path: Path) -> Sound:
     return load_audio(path, SOUND_RATE), SOUND_RATE
 
 
-def _played(subject: Subject, audio: str | Path | None, direction: Direction, track: str | Path | Track | None) -> tuple[Track | None, Path | None]:
+def _played(subject: Subject, run_dir: Path, audio: str | Path | None, direction: Direction, track: str | Path | Track | None) -> tuple[Track | None, Path | None]:
     """The motion of `--track` or `--drive` and the file of its sound; (None, None) where it has to come from speech."""
     if track is None and direction.drive is None:
         return None, None
     if track is not None:
-        motion = driving_track(subject, track)
+        motion = driving_track(subject, track, run_dir)
         own = subject if str(track) == "fit" else None
     else:
         from thnerf import drive

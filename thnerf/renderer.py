@@ -90,7 +90,7 @@ class HeadRenderer:
         inner_width, inner_height = view.size
         row = int(np.ceil(self.avatar.row * inner_height - 1e-9))
         if row < inner_height:
-            shade, cover = self._render_torso(inner_width, inner_height, row, pose, torso)
+            shade, cover = self.shoulders(inner_width, inner_height, row, pose, torso)
             if not view.whole:
                 layer = np.zeros((inner_height, inner_width, 4), np.float32)
                 layer[row:, :, :3], layer[row:, :, 3] = shade[row:] * cover[row:, :, None], cover[row:]
@@ -113,19 +113,31 @@ class HeadRenderer:
         return _View(size, homography, size == (camera.width, camera.height) and bool(np.allclose(homography, np.eye(3), atol=1e-6)))
 
     def _render_head(self, part: Track, psi: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        avatar, camera = self.avatar, part.camera
-        volume = avatar.volume
-        origins, matrices = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
+        camera = part.camera
+        rays = self.avatar.correction.apply_to_rays(self.avatar.pose_features(pose, psi), *head_rays(part, np.array([0])))
+        colour, opacity = self.heads(self.blended(psi[0]), np.zeros(1, int), pose, *rays, camera.K, camera.width, camera.height, self._parts(camera))
+        return colour[0], opacity[0]
+
+    def blended(self, psi: np.ndarray, steps: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Tables of head and warp under conditions ψ (K,), for `heads`; with steps (K,) also those with each condition moved by its step, K + 1 in all."""
+        scale = self.avatar.config.condition_scale
+        both = [t.blend(psi * scale)[None] if steps is None else t.nearby(psi * scale, steps * scale) for t in (self._tables, self._warp)]
+        return both[0].view(np.uint32), both[1].view(np.uint64)
+
+    def heads(self, blended: tuple[np.ndarray, np.ndarray], which: np.ndarray, pose: np.ndarray, origins: np.ndarray, matrices: np.ndarray, K: np.ndarray,
+              width: int, height: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The head alone in n views: premultiplied colour (n,height,width,3) and opacity (n,height,width).
+
+        which (n,): the one of the blended tables that a view uses. pose: features (n,6). Rays begin at origins (n,3) mm; matrices (n,3,3) turn directions of the camera K into head space.
+        """
+        avatar, volume = self.avatar, self.avatar.volume
         extent = (volume.upper - volume.lower).astype(np.float32)
-        conditions = psi[0] * avatar.config.condition_scale
-        table, warp = self._tables.blend(conditions).view(np.uint32), self._warp.blend(conditions).view(np.uint64)
-        bias = avatar.head.first.bias.detach().numpy() + self._head_turn @ avatar.turn(pose)[0].numpy()  # the same for all samples of a frame
-        layers = self._head_first, bias, *self._head_rest
-        colour, opacity = np.empty((camera.height, camera.width, 3), np.float32), np.empty((camera.height, camera.width), np.float32)
-        fused.render_head(
-            self._tile_order(camera.width, camera.height), ((origins[0] - volume.lower) / extent).astype(np.float32),
-            (matrices[0].astype(np.float64) @ np.linalg.inv(camera.K)).astype(np.float32), extent, np.float32(volume.step), np.float32(volume.optical_step), np.float32(self._parts(camera)),
-            np.float32(STOP), volume.occupancy, self._prior, _grid(avatar.layout), table, warp, (avatar.warp_layout.scales[0], avatar.warp_layout.resolutions[0]), layers, colour, opacity)
+        biases = avatar.head.first.bias.detach().numpy() + avatar.turn(pose).numpy() @ self._head_turn.T  # the same for all samples of a view
+        colour, opacity = np.empty((len(which), height, width, 3), np.float32), np.empty((len(which), height, width), np.float32)
+        fused.render_heads(
+            self._tile_order(width, height), ((origins - volume.lower) / extent).astype(np.float32), (matrices.astype(np.float64) @ np.linalg.inv(K)).astype(np.float32),
+            which, *blended, biases, extent, np.float32(volume.step), np.float32(volume.optical_step), np.float32(parts), np.float32(STOP), volume.occupancy, self._prior,
+            _grid(avatar.layout), (avatar.warp_layout.scales[0], avatar.warp_layout.resolutions[0]), (self._head_first, *self._head_rest), colour, opacity)
         return colour, opacity
 
     def _parts(self, camera: Camera) -> int:
@@ -133,7 +145,8 @@ class HeadRenderer:
         than the one that was learned this shows, above the hair as rows of dots."""
         return 1 if self.camera is None or camera.K[0, 0] < 1.5 * self.camera.K[0, 0] else _OUTLINE_PARTS
 
-    def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def shoulders(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Colour (height,width,3) and opacity of the torso layer from a row on, with pose (1,6) and torso features (1,T); other rows are left as they are."""
         avatar, layer = self.avatar, self.avatar.torso
         conditions = np.concatenate([torso, pose], 1)[0]
         by_column, by_row = self._warp_waves(width, height)

@@ -102,7 +102,7 @@ class CudaRenderer(HeadRenderer):
         colour, opacity = self._head_layer(part, psi, pose)
         return colour.cpu().numpy(), opacity.cpu().numpy()
 
-    def _render_torso(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def shoulders(self, width: int, height: int, row: int, pose: np.ndarray, torso: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         colour, opacity = np.empty((height, width, 3), np.float32), np.empty((height, width), np.float32)
         shade, cover = self._torso_layer(width, height, row, pose, torso)
         colour[row:], opacity[row:] = shade.cpu().numpy(), cover.cpu().numpy()

@@ -197,13 +197,13 @@ def _whole(subject: Subject, run_dir: Path, audio: str | Path | None, direction:
     clips = source_clips(subject)
     if track is not None:
         played = perform(subject, run_dir, audio, replace(direction, pose=None), track, seen=True)
-        own_pose(played.track, subject)
+        own_pose(played.track, subject.track, subject.aligned(run_dir))
         motion, pieces = own_footage(played.track, clips)
         sound = played.sound if audio is not None or not subject.has_audio else (load_audio(subject.audio_path, SOUND_RATE), SOUND_RATE)
     else:
         speech = _speech(audio, direction)
         chosen = max(range(len(clips)), key=lambda k: clips[k].end - clips[k].start)
-        motion, index = with_source_pose(spoken(subject, run_dir, speech.understood, direction, "source", clips[chosen].fps), subject, clips[chosen])
+        motion, index = with_source_pose(spoken(subject, run_dir, speech.understood, direction, "source", clips[chosen].fps), subject.aligned(run_dir), clips[chosen])
         motion = direct(motion, direction, subject.track, face_model(subject) if direction.changes_track else None, seen=True)
         pieces, sound = [(chosen, index)], speech.heard
     renderer, motion = whole_frames(load_renderer(run_dir, subject, device), motion, clips, pieces)

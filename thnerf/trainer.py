@@ -1,7 +1,7 @@
 """Training a subject: one loop, driven by the clock, that can be stopped and resumed at any moment.
 
-A run folder holds config.yaml, field.safetensors (the weights, renewed while training), state.safetensors (weights, optimisers
-and random state, until the run is finished), preview.png (truth | render | error) and a tensorboard log.
+A run folder holds config.yaml, field.safetensors (the weights, renewed while training), track.npz (the Track, aligned to the field: `thnerf.align`), state.safetensors
+(weights, optimisers and random state, until the run is finished), preview.png (truth | render | error) and a tensorboard log.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
 
 from recon.model import MorphableModel
-from recon.subject import Subject
+from recon.subject import Subject, aligned_path
+from recon.track import Track
 from render.files import InputError, StageError, atomic_path
 from render.march import dilate
 from render.marching import load_marching
 from render.progress import progress
 from thnerf import losses
+from thnerf.align import align
 from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
 from thnerf.dataset import PATCH, TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
@@ -48,6 +50,7 @@ class Trainer:
             avatar.marching = load_marching(config.marching, avatar.device)
         self.rng = np.random.default_rng(config.seed)
         self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
+        self.aligned, self.align_seconds = 0, 0.0
         self.samples_per_ray = 15.0
         self.samples_seen = 0
         self.frame_error = np.full(len(data.index), 1e-3)
@@ -155,6 +158,27 @@ class Trainer:
             volume.occupancy[...] &= dilate((self.cell_weight > _PRUNE_BELOW).cpu().numpy().reshape(volume.occupancy.shape), 1)
             self.cell_weight *= _PRUNE_DECAY
 
+    def align(self, subject: Subject, model: MorphableModel, budget: float | None, stop: Callable[[], bool]) -> bool:
+        """Align the track to the field and go on with it; False when time is too short for that or `stop` asked to. budget: seconds of the whole training, None: unlimited."""
+        from thnerf.evaluate import frames_at
+
+        begun, data = time.monotonic(), self.data
+        avatar = self.avatar if self.avatar.device.type == "cpu" else Avatar.restore(self.avatar.state(), self.avatar.header())
+        seconds = None if budget is None else self.config.align_share * budget * (self.aligned + 1) - self.align_seconds
+        found = align(avatar, data.track, model, data.index, data.background, lambda index: frames_at(subject.video_path, index), seconds, stop)
+        if stop():
+            return False
+        self.aligned += 1
+        self.align_seconds += time.monotonic() - begun
+        if found is not None:
+            self.data = data.follow(found)
+        return found is not None
+
+    @property
+    def align_due(self) -> float:
+        """The share of the training at which the next alignment is due."""
+        return (self.aligned + 1) / (self.config.align + 1)
+
     def _bad_step(self) -> None:
         self.bad_steps += 1
         if self.bad_steps > 20:
@@ -166,7 +190,7 @@ class Trainer:
         tensors["trainer.cell_weight"], tensors["trainer.frame_error"] = self.cell_weight.cpu(), torch.from_numpy(self.frame_error)
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v.cpu() if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
-        progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen")}
+        progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen", "aligned", "align_seconds")}
         progress_made["rng"] = self.rng.bit_generator.state
         return tensors, {**self.avatar.header(), "trainer": json.dumps(progress_made)}
 
@@ -178,6 +202,7 @@ class Trainer:
         made = json.loads(header["trainer"])
         trainer.steps, trainer.elapsed = made["steps"], made["elapsed"]
         trainer.samples_per_ray, trainer.samples_seen = made["samples_per_ray"], made["samples_seen"]
+        trainer.aligned, trainer.align_seconds = made["aligned"], made["align_seconds"]
         trainer.rng.bit_generator.state = made["rng"]
         trainer.cell_weight = tensors["trainer.cell_weight"].to(trainer.avatar.device, copy=True)
         trainer.frame_error = tensors["trainer.frame_error"].numpy().copy()
@@ -226,9 +251,13 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     if state.exists():
         print(f"resuming {config.run!r} at step {trainer.steps} ({trainer.elapsed:.0f} s)", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
+    if not trainer.aligned:
+        aligned_path(folder).unlink(missing_ok=True)
+    elif aligned_path(folder).exists():
+        trainer.data = trainer.data.follow(Track.load(aligned_path(folder)))
     save_config(config, folder / "config.yaml", fit=subject.fingerprint)
     _train_motion(subject, folder, config)
-    _run(trainer, folder, started - trainer.elapsed)
+    _run(trainer, subject, model, folder, started - trainer.elapsed)
     trainer.avatar.save(folder / "field.safetensors", finished="1", steps=trainer.steps, seconds=f"{trainer.elapsed:.1f}")
     write_preview(trainer, folder / "preview.png")
     state.unlink(missing_ok=True)
@@ -292,7 +321,7 @@ class _Interrupt:
             signal.signal(name, handler)
 
 
-def _run(trainer: Trainer, folder: Path, zero: float) -> None:
+def _run(trainer: Trainer, subject: Subject, model: MorphableModel, folder: Path, zero: float) -> None:
     """The loop, until the time or the steps are used up. zero: the monotonic time at which elapsed was 0."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -309,6 +338,11 @@ def _run(trainer: Trainer, folder: Path, zero: float) -> None:
             position = trainer.steps if config.steps is not None else trainer.elapsed
             if position >= total or interrupt.asked:
                 break
+            if trainer.aligned < config.align and position >= trainer.align_due * total:
+                if trainer.align(subject, model, budget if config.steps is None else None, lambda: interrupt.asked):
+                    trainer.data.track.save(aligned_path(folder))
+                    write_tensors(folder / "state.safetensors", *trainer.state())
+                continue
             report = trainer.advance(min(position / total, 1.0))
             if report:
                 smooth = report["psnr"] if not smooth else 0.98 * smooth + 0.02 * report["psnr"]

@@ -54,7 +54,7 @@ def _sum_rows(typing, rows, coefficients, at, out):  # noqa: ANN001, ANN202 - nu
     return types.void(rows, coefficients, types.int64, out), code
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
 def _blend(rows, coefficients, out):
     runs = rows.shape[1] // _RUN
     for chunk in nb.prange((runs + _CHUNK - 1) // _CHUNK):
@@ -75,3 +75,13 @@ class HalfTables:
         out = np.empty(self._rows.shape[1], np.uint16)
         _blend(self._rows, np.concatenate([[1], conditions]).astype(np.float32), out)
         return out[: self.size]
+
+    def nearby(self, conditions: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The table of conditions (K,), and those of each condition moved by its step (K,): (K+1, at least size), uint16."""
+        out, pair = np.empty((len(conditions) + 1, self._rows.shape[1]), np.uint16), np.empty((2, self._rows.shape[1]), np.uint16)
+        _blend(self._rows, np.concatenate([[1], conditions]).astype(np.float32), out[0])
+        pair[0] = out[0]
+        for k, step in enumerate(steps):
+            pair[1] = self._rows[k + 1]
+            _blend(pair, np.array([1, step], np.float32), out[k + 1])
+        return out

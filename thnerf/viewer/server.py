@@ -59,7 +59,7 @@ def open_page(subject: Subject, run: str = "default", device: str = "auto", port
     from thnerf.export import make_scene
     from thnerf.synthesis import driving_track
 
-    motion = driving_track(subject, track) if track is not None else make_scene(subject.path, audio=audio, run=run).track
+    motion = driving_track(subject, track, subject.run(run)) if track is not None else make_scene(subject.path, audio=audio, run=run).track
     weights = subject.run(run) / "field.safetensors"
     if not weights.exists() and run != "default":
         raise InputError(f"{subject.run(run)} is not a trained run; train it with: thnerf train {subject.path} --run {run}")
