@@ -25,6 +25,7 @@ ROTATION, TRANSLATION, CONDITION = 0.004, (0.4, 0.4, 1.5), 0.5
 """How far a tracker is off: deviation of rotation (rad), of translation (mm, across and along the view), of ψ."""
 TORSO, MODE = (0.001, 0.001, 0.001, 0.002), 0.2
 """The same of the torso: shift (image widths), log-scale, angle (rad), and its modes."""
+OVERSHOOT = 0.1  # by which coefficients may leave 0 to 1: at their bounds, where most of them are, they could not follow ψ else
 PIXELS = 1800  # of the face that are compared, evenly spread
 STEPS = 3
 OPAQUE = 0.9  # opacity from which a pixel is the head's alone
@@ -102,12 +103,12 @@ class Aligner:
         return _descend(look, truth[row:], self.torso_deviation)
 
     def corrected(self, deltas: np.ndarray) -> Track:
-        """The track with corrections (T,6+K+T) applied; coefficients stay within 0 and 1."""
+        """The track with corrections (T,6+K+T) applied; coefficients may leave 0 to 1 by OVERSHOOT."""
         track = self.track
         E, head = len(track.expression_names), len(self.deviation)
         change = deltas[:, 6:head] @ self.lift.T
         rotation = matrix_to_axis_angle(axis_angle_to_matrix(deltas[:, :3]) @ axis_angle_to_matrix(track.rotation.astype(np.float64)))
-        low, high = np.minimum(track.expression, 0), np.maximum(track.expression, 1)
+        low, high = np.minimum(track.expression, -OVERSHOOT), np.maximum(track.expression, 1 + OVERSHOOT)
         return track.replace(rotation=rotation, translation=track.translation + deltas[:, 3:6], expression=np.clip(track.expression + change[:, :E], low, high),
                              gaze=track.gaze + change[:, E:].reshape(-1, 2, 2), torso=track.torso + deltas[:, head:] * self.avatar.condition.torso_scale, meta={**track.meta, "aligned": True})
 

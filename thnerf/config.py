@@ -81,7 +81,7 @@ class MotionConfig:
     networks that start afresh did as well or better on held-out footage; the voice is told by it either way."""
     bilabials: bool = True
     """Shut the lips for /p b m/ that the shipped network and pocketsphinx' acoustic model hear (the network alone where pocketsphinx is not installed, and in
-    `thnerf stream`), as far as that costs the lips at most 0.01 of their agreement with footage that the networks have not seen."""
+    `thnerf stream`), as far as that costs the lips at most 0.005 of their agreement with footage that the networks have not seen."""
     hidden: int = 96
     """Channels of the network."""
     layers: int = 3

@@ -13,7 +13,7 @@ from thnerf.pose import speech_columns
 
 RELUCTANCE = (1.2, 1.6, 2.0, 2.4, 2.8, 3.2, 4.0)
 """Steps of `reluctance`."""
-COST = 0.01
+COST = 0.005
 """How much correlation with unseen footage closures may cost."""
 _INNER_LIPS = (13, 14)  # MediaPipe landmarks: middle of the upper and of the lower inner lip
 

@@ -37,6 +37,7 @@ from thnerf.shell import head_volume
 __all__ = ["Trainer", "load_renderer", "train"]
 
 _POSE_FROM = 300  # steps before pose correction and warp may move: the field must have a shape first
+_POSE_NOISE = 0.3  # deviations: shoulders follow the head only as far as that survives it
 _PRUNE_EVERY, _PRUNE_BELOW, _PRUNE_DECAY = 250, 0.01, 0.6
 _UNSAVED = ("save_seconds", "preview_seconds", "device", "encoding", "marching", "frame_memory_mib")  # settings that may change between stop and resume
 
@@ -130,7 +131,8 @@ class Trainer:
         cover = torch.zeros(len(plate), device=avatar.device)
         if len(rows):
             frame = batch.frames[batch.slot[rows]]
-            features = avatar.put(data.torso[frame]), avatar.put(data.pose[frame])
+            shaken = data.pose[batch.frames] + _POSE_NOISE * self.rng.standard_normal((len(batch.frames), data.pose.shape[1]), dtype=np.float32)
+            features = avatar.put(data.torso[frame]), avatar.put(shaken[batch.slot[rows]])
             rgb, alpha = avatar.torso_at(batch.u[rows] + 0.5, batch.v[rows] + 0.5, width, height, *features, table)
             cover = cover.index_copy(0, low, alpha)
             plate = plate.index_copy(0, low, plate[low] * (1 - alpha[:, None]) + rgb * alpha[:, None])
