@@ -46,7 +46,7 @@ def aligner(subject: Subject, avatar: Avatar, track: Track) -> Aligner:
 def moved(track: Track) -> Track:
     rng = np.random.default_rng(3)
     shift = lambda scale, array: array + scale * rng.standard_normal(array.shape)  # noqa: E731
-    return track.replace(rotation=shift(0.01, track.rotation), translation=shift(0.7, track.translation), torso=track.torso + [0.004, -0.004, 0, 0][: track.torso.shape[1]],
+    return track.replace(rotation=shift(0.01, track.rotation), translation=shift(0.7, track.translation), torso=shift(np.array([0.004, 0.004, 0, 0])[: track.torso.shape[1]], track.torso),
                          expression=np.clip(shift(0.07, track.expression), 0, 1))
 
 
@@ -83,7 +83,8 @@ def test_frames_between_are_interpolated_within_their_clip(subject, avatar, pict
     asked: list[int] = []
     found = align(avatar, two, toy_model(), subject.frames("train"), load_background(subject, 64, 64), lambda index: (asked.append(int(i)) or pictures[int(i)] for i in index))
     assert {0, 32, 33, 65} <= set(asked) and 40 not in asked and len(asked) < 40
-    np.testing.assert_allclose((found.translation - two.translation)[:, 0], 1e-3 * np.arange(66), atol=2e-4)
+    moved = (found.translation - two.translation)[:, 0]
+    np.testing.assert_allclose(moved, 1e-3 * (np.arange(66) - subject.frames("train").mean()), atol=2e-4)  # what is common to all frames is no correction
 
 
 def test_too_little_time_leaves_the_track_alone(subject, avatar, pictures):
@@ -94,7 +95,7 @@ def test_too_little_time_leaves_the_track_alone(subject, avatar, pictures):
 
 def test_training_keeps_its_track_and_goes_on_with_it_when_resumed(tmp_path: Path):
     own = make_subject(tmp_path / "subject", frames=44, size=48)
-    config = dataclasses.replace(SMALL, steps=60, align=1)
+    config = dataclasses.replace(SMALL, steps=620, samples_per_step=6000, align=1)
     run = train(own, config, toy_model())
     found = Track.load(aligned_path(run))
     assert len(found) == 44 and found.meta["aligned"] and 0 < np.abs(found.translation - own.track.translation).max() < 20

@@ -185,4 +185,4 @@ def align(avatar: Avatar, track: Track, model: MorphableModel, fitted: np.ndarra
         if len(known):
             between = np.arange(clip.start, clip.stop)
             deltas[between] = np.stack([np.interp(between, known, column) for column in deltas[known].T], 1)
-    return aligner.corrected(deltas)
+    return aligner.corrected(deltas - deltas[fitted].mean(0))  # what all frames are off by is the field's own frame of reference

@@ -36,7 +36,7 @@ from thnerf.shell import head_volume
 
 __all__ = ["Trainer", "load_renderer", "train"]
 
-_POSE_FROM = 300  # steps before pose correction and warp may move: the field must have a shape first
+_POSE_FROM = 300  # steps before pose correction, warp and Track may move: the field must have a shape first
 _POSE_NOISE = 0.3  # deviations: shoulders follow the head only as far as that survives it
 _PRUNE_EVERY, _PRUNE_BELOW, _PRUNE_DECAY = 250, 0.01, 0.6
 _UNSAVED = ("save_seconds", "preview_seconds", "device", "encoding", "marching", "frame_memory_mib")  # settings that may change between stop and resume
@@ -167,7 +167,7 @@ class Trainer:
         begun, data = time.monotonic(), self.data
         avatar = self.avatar if self.avatar.device.type == "cpu" else Avatar.restore(self.avatar.state(), self.avatar.header())
         seconds = None if budget is None else self.config.align_share * budget * (self.aligned + 1) - self.align_seconds
-        found = align(avatar, data.track, model, data.index, data.background, lambda index: frames_at(subject.video_path, index), seconds, stop)
+        found = None if self.steps < _POSE_FROM else align(avatar, data.track, model, data.index, data.background, lambda index: frames_at(subject.video_path, index), seconds, stop)
         if stop():
             return False
         self.aligned += 1
