@@ -21,8 +21,9 @@ from thnerf.avatar import Avatar
 from thnerf.dataset import Condition, head_rays, landmark_boxes
 from thnerf.renderer import HeadRenderer
 
-ROTATION, TRANSLATION, CONDITION = 0.004, (0.4, 0.4, 1.5), 0.5
-"""How far a tracker is off: deviation of rotation (rad), of translation (mm, across and along the view), of ψ."""
+ROTATION, TRANSLATION, CONDITION, BLINK = 0.004, (0.4, 0.4, 1.5), 0.5, 0.1
+"""How far a tracker is off: deviation of rotation (rad), of translation (mm, across and along the view), of ψ, and of its blinks: these are tracked well, learned late by the field, and
+too quick to be interpolated."""
 TORSO, MODE = (0.001, 0.001, 0.001, 0.002), 0.2
 """The same of the torso: shift (image widths), log-scale, angle (rad), and its modes."""
 OVERSHOOT = 0.1  # by which coefficients may leave 0 to 1: at their bounds, where most of them are, they could not follow ψ else
@@ -47,7 +48,8 @@ class Aligner:
         self.plate = _halved(background)
         self.psi, self.torso = avatar.condition.expression(track), avatar.condition.torso(track)
         self.lift = _lift(avatar.condition, track, fitted)
-        self.deviation = np.array([ROTATION] * 3 + [*TRANSLATION] + [CONDITION] * self.psi.shape[1])
+        modes, blinks = avatar.condition.modes, self.psi.shape[1] - avatar.condition.modes - 2
+        self.deviation = np.array([ROTATION] * 3 + [*TRANSLATION] + [CONDITION] * modes + [BLINK] * blinks + [CONDITION] * 2)
         known = min(len(TORSO), self.torso.shape[1])
         self.torso_deviation = np.array([*TORSO[:known]] + [MODE] * (self.torso.shape[1] - known)) / avatar.condition.torso_scale
 
