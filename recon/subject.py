@@ -62,9 +62,18 @@ class Subject:
         return Track.load(self.track_path)
 
     def aligned(self, run_dir: Path) -> Track:
-        """The track as a training run has aligned it to its field; as it was fitted where the run has not."""
+        """The track as a training run has aligned it to its field; as it was fitted where the run has not, or has been trained before the present fit.
+
+        Raises InputError when its file is damaged.
+        """
         path = aligned_path(run_dir)
-        return Track.load(path) if path.exists() else self.track
+        if not path.exists():
+            return self.track
+        try:
+            track = Track.load(path)
+        except InputError:
+            raise InputError(f"{path} is damaged; delete {run_dir} and train again") from None
+        return track if track.meta.get("fit") == self.fingerprint and len(track) == len(self.track) else self.track
 
     @cached_property
     def model(self) -> MorphableModel:

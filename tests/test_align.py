@@ -10,6 +10,7 @@ import pytest
 
 from recon.subject import Subject, aligned_path
 from recon.track import Track
+from render.files import InputError
 from render.rotations import angle_between
 from synthetic import make_subject, toy_model
 from test_trainer import SMALL
@@ -40,7 +41,7 @@ def pictures(subject: Subject, avatar: Avatar) -> dict[int, np.ndarray]:
 
 
 def aligner(subject: Subject, avatar: Avatar, track: Track) -> Aligner:
-    return Aligner(avatar, track, toy_model(), subject.frames("train"), load_background(subject, 64, 64))
+    return Aligner(avatar, track, subject.frames("train"), load_background(subject, 64, 64))
 
 
 def moved(track: Track) -> Track:
@@ -93,10 +94,15 @@ def test_too_little_time_leaves_the_track_alone(subject, avatar, pictures):
     assert align(*arguments, seconds=1e-3) is None and align(*arguments, stop=lambda: True) is None
 
 
-def test_training_keeps_its_track_and_goes_on_with_it_when_resumed(tmp_path: Path):
+def test_training_keeps_its_track_for_as_long_as_the_fit_is_the_same(tmp_path: Path):
     own = make_subject(tmp_path / "subject", frames=44, size=48)
     config = dataclasses.replace(SMALL, steps=620, samples_per_step=6000, align=1)
     run = train(own, config, toy_model())
     found = Track.load(aligned_path(run))
     assert len(found) == 44 and found.meta["aligned"] and 0 < np.abs(found.translation - own.track.translation).max() < 20
     assert own.aligned(run).meta == found.meta and own.aligned(tmp_path) is own.track
+    found.replace(meta={**found.meta, "fit": "another"}).save(aligned_path(run))
+    assert own.aligned(run) is own.track
+    aligned_path(run).write_bytes(b"PK not a track")
+    with pytest.raises(InputError, match="train again"):
+        own.aligned(run)

@@ -138,7 +138,7 @@ def test_perfect_renderer(subject, tmp_path):
 def test_every_setting_measures_what_it_says(subject, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    subject.track.save(run / "track.npz")
+    subject.track.replace(meta={"fit": subject.fingerprint}).save(run / "track.npz")
     result = evaluate_with(subject, run, Drawn(), BlockDetector(), predictor(subject))
     assert all(set(KEYS) <= set(result[s]) for s in SETTINGS)
     assert result["reconstruct"]["psnr_full"] > 30 and result["reconstruct"]["mouth_correlation"] > 0.99

@@ -9,7 +9,7 @@ out of training included, as in tracking itself: the field never sees those, and
 from __future__ import annotations
 
 import time
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -42,8 +42,8 @@ Look = Callable[[np.ndarray], "tuple[np.ndarray, np.ndarray]"]
 class Aligner:
     """Aligns frames of `track` to the avatar's field. fitted (n,): the training frames, whose coefficients say what changes together. background (H,W,3) float32 in [0,1]."""
 
-    def __init__(self, avatar: Avatar, track: Track, model: MorphableModel, fitted: np.ndarray, background: np.ndarray) -> None:
-        self.avatar, self.track, self.model = avatar, track, model
+    def __init__(self, avatar: Avatar, track: Track, fitted: np.ndarray, background: np.ndarray) -> None:
+        self.avatar, self.track = avatar, track
         self.renderer = HeadRenderer(avatar, background)
         self.plate = _halved(background)
         self.psi, self.torso = avatar.condition.expression(track), avatar.condition.torso(track)
@@ -90,8 +90,7 @@ class Aligner:
         row = int(np.ceil(self.avatar.row * height))
         if row >= height or not len(self.torso_deviation):
             return np.zeros(len(self.torso_deviation))
-        K = np.diag([width / camera.width, height / camera.height, 1]) @ camera.K
-        colour, opacity, pose = self._render(index, head[None], np.zeros(1, int), K, width, height)
+        colour, opacity, pose = self._render(index, head[None], np.zeros(1, int), camera.resized(width, height).K, width, height)
         colour, light = colour[0, row:], 1 - opacity[0, row:, :, None]
 
         def look(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,43 +147,49 @@ def _halved(picture: np.ndarray) -> np.ndarray:
 def _lift(condition: Condition, track: Track, fitted: np.ndarray) -> np.ndarray:
     """The likeliest change of coefficients and gaze for a change of ψ (E+4,K), by what changes together in the fitted frames."""
     x = np.concatenate([track.expression, track.gaze.reshape(len(track), 4)], 1)[fitted].astype(np.float64)
-    spread = np.atleast_2d(np.cov(x.T)) + 1e-6 * np.eye(x.shape[1])
+    spread = np.cov(x.T, bias=True) + 1e-6 * np.eye(x.shape[1])
     matrix = condition.matrix.astype(np.float64)
     return spread @ matrix @ np.linalg.pinv(matrix.T @ spread @ matrix)
 
 
 def align(avatar: Avatar, track: Track, model: MorphableModel, fitted: np.ndarray, background: np.ndarray, pictures: Callable[[np.ndarray], Iterable[np.ndarray]],
-          seconds: float | None = None, stop: Callable[[], bool] = lambda: False) -> Track | None:
-    """The track aligned to the avatar's field (on the CPU), at its valid frames; None when `stop` asked to, or time is too short.
+          ranges: Sequence[Sequence[int]] | None = None, seconds: float | None = None, stop: Callable[[], bool] = lambda: False) -> Track | None:
+    """The track aligned to the avatar's field (on the CPU); None when `stop` asked to, or time is too short.
 
-    pictures: (n,) frame numbers, rising → their pictures (H,W,3) uint8. seconds: what it may take; where all frames would take longer some are left out, and the
-    corrections of those around them interpolated, never across clips. None: every second frame.
+    pictures: (n,) frame numbers, rising → their pictures (H,W,3) uint8. ranges: first frames and ends (default: the clips) within which the corrections of frames that are left out,
+    or not valid, are interpolated; a range without a valid frame stays as it is. seconds: what it may take; None: every second frame is aligned.
     """
-    aligner = Aligner(avatar, track, model, fitted, background)
+    begun = time.monotonic()
+    left = lambda: np.inf if seconds is None else seconds - (time.monotonic() - begun)  # noqa: E731
+    ranges = [(clip.start, clip.stop) for clip in track.clips] if ranges is None else sorted((int(a), int(b)) for a, b in ranges)
     valid = np.flatnonzero(track.valid)
+    if len(valid) == 0 or left() <= 0:
+        return None
+    aligner = Aligner(avatar, track, fitted, background)
     boxes = landmark_boxes(track, model, valid)[0]
     every = 2
     if seconds is not None:
-        few = valid[np.linspace(0, len(valid) - 1, min(len(valid), 6)).astype(int)]
-        taken = []
+        few, taken = valid[: min(len(valid), 6)], []
         for index, picture in zip(few, pictures(few)):
-            begun = time.perf_counter()
+            if stop():
+                return None
+            start = time.monotonic()
             aligner.solve(int(index), picture, boxes[np.searchsorted(valid, index)])
-            taken.append(time.perf_counter() - begun)
-        every = max(1, int(np.ceil(np.median(taken) * len(valid) / max(seconds, 1e-3))))
-    if every > SPARSEST or len(valid) == 0:
+            taken.append(time.monotonic() - start)
+        every = max(1, int(np.ceil(np.median(taken) * len(valid) / max(left(), 1e-3))))
+    if every > SPARSEST:
         return None
-    chosen = np.concatenate([part[np.r_[0 : len(part) - 1 : every, len(part) - 1]] for clip in track.clips if len(part := valid[(valid >= clip.start) & (valid < clip.stop)])])
-    deltas = np.zeros((len(track), len(aligner.deviation) + len(aligner.torso_deviation)))
+    parts = [(a, b, valid[(valid >= a) & (valid < b)]) for a, b in ranges]
+    parts = [(a, b, part[np.r_[0 : len(part) - 1 : every, len(part) - 1]]) for a, b, part in parts if len(part)]
+    chosen = np.concatenate([part for _, _, part in parts])
+    deltas = np.full((len(track), len(aligner.deviation) + len(aligner.torso_deviation)), np.nan)
     with progress(None, "align", total=len(chosen)) as bar:
         for index, picture in zip(chosen, pictures(chosen)):
-            if stop():
+            if stop() or left() < -0.5 * (seconds or 0):  # a machine that has become much slower
                 return None
             deltas[index] = aligner.solve(int(index), picture, boxes[np.searchsorted(valid, index)])
             bar.update()
-    for clip in track.clips:
-        known = chosen[(chosen >= clip.start) & (chosen < clip.stop)]
-        if len(known):
-            between = np.arange(clip.start, clip.stop)
-            deltas[between] = np.stack([np.interp(between, known, column) for column in deltas[known].T], 1)
-    return aligner.corrected(deltas - deltas[fitted].mean(0))  # what all frames are off by is the field's own frame of reference
+    for a, b, part in parts:
+        deltas[a:b] = np.stack([np.interp(np.arange(a, b), part, column) for column in deltas[part].T], 1)
+    # What all frames are off by is the field's own frame of reference.
+    return aligner.corrected(np.nan_to_num(deltas - np.nanmean(deltas[fitted], 0)))

@@ -142,7 +142,7 @@ def _tile(u0, v0, width, height, origin, matrix, extent, step_length, optical_st
                 colour[v, u, k] = shade[i, k]
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def render_heads(order, origins, matrices, which, tables, warps, biases, extent, step_length, optical_step, parts, stop, occupancy, prior, grid, warp_grid, layers, colour, opacity):
     """Render some views of the head layer: colour (n,H,W,3) premultiplied, opacity (n,H,W).
 
@@ -160,7 +160,7 @@ def render_heads(order, origins, matrices, which, tables, warps, biases, extent,
               occupancy, prior, grid, tables[which[v]], warps[which[v]], warp_grid, (w1, biases[v], w2, b2, w3, b3), colour[v], opacity[v])
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid, table, layers, colour, opacity):
     """The torso layer of rows from first_row on: colour (H,W,3) and opacity (H,W).
 
@@ -203,7 +203,7 @@ def render_torso(first_row, by_column, by_row, warp, affine, margin, reach, grid
                 opacity[v, u0 + i] = _ONE / (_ONE + y[3, i])
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def lay_under(colour, opacity, shade, cover, first_row):
     """Put a layer, colour shade (H,W,3) and opacity cover (H,W), behind colour (H,W,3), premultiplied, and opacity (H,W), in place, from a row on."""
     for v in nb.prange(first_row, len(opacity)):
@@ -214,7 +214,7 @@ def lay_under(colour, opacity, shade, cover, first_row):
             opacity[v, u] += behind
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def lay_over(colour, opacity, plate, out):
     """out (H,W,3) = colour + (1 − opacity) · plate, kept in [0,1]."""
     for v in nb.prange(len(opacity)):

@@ -19,7 +19,6 @@ import torch
 
 from recon.model import MorphableModel
 from recon.subject import Subject, aligned_path
-from recon.track import Track
 from render.files import InputError, StageError, atomic_path
 from render.march import dilate
 from render.marching import load_marching
@@ -51,7 +50,7 @@ class Trainer:
             avatar.marching = load_marching(config.marching, avatar.device)
         self.rng = np.random.default_rng(config.seed)
         self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
-        self.aligned, self.align_seconds = 0, 0.0
+        self.aligned, self.align_seconds, self.moved = 0, 0.0, False
         self.samples_per_ray = 15.0
         self.samples_seen = 0
         self.frame_error = np.full(len(data.index), 1e-3)
@@ -161,19 +160,24 @@ class Trainer:
             self.cell_weight *= _PRUNE_DECAY
 
     def align(self, subject: Subject, model: MorphableModel, budget: float | None, stop: Callable[[], bool]) -> bool:
-        """Align the track to the field and go on with it; False when time is too short for that or `stop` asked to. budget: seconds of the whole training, None: unlimited."""
+        """Align the track to the field and go on with it; False when time is too short for that, the field has no shape yet, or `stop` asked to. budget: seconds of the whole training, None: unlimited."""
         from thnerf.evaluate import frames_at
 
         begun, data = time.monotonic(), self.data
         avatar = self.avatar if self.avatar.device.type == "cpu" else Avatar.restore(self.avatar.state(), self.avatar.header())
         seconds = None if budget is None else self.config.align_share * budget * (self.aligned + 1) - self.align_seconds
-        found = None if self.steps < _POSE_FROM else align(avatar, data.track, model, data.index, data.background, lambda index: frames_at(subject.video_path, index), seconds, stop)
+        split, found = subject.info["split"], None
+        try:
+            if self.steps >= _POSE_FROM:
+                found = align(avatar, data.track, model, data.index, data.background, lambda index: frames_at(subject.video_path, index), [*split["train"], *split.get("test", [])], seconds, stop)
+        except InputError as error:
+            print(f"the track is not aligned to the field: {error}", file=sys.stderr)
         if stop():
             return False
         self.aligned += 1
         self.align_seconds += time.monotonic() - begun
         if found is not None:
-            self.data = data.follow(found)
+            self.data, self.moved = data.follow(found.replace(meta={**found.meta, "fit": subject.fingerprint})), True
         return found is not None
 
     @property
@@ -192,7 +196,7 @@ class Trainer:
         tensors["trainer.cell_weight"], tensors["trainer.frame_error"] = self.cell_weight.cpu(), torch.from_numpy(self.frame_error)
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v.cpu() if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
-        progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen", "aligned", "align_seconds")}
+        progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen", "aligned", "align_seconds", "moved")}
         progress_made["rng"] = self.rng.bit_generator.state
         return tensors, {**self.avatar.header(), "trainer": json.dumps(progress_made)}
 
@@ -204,7 +208,7 @@ class Trainer:
         made = json.loads(header["trainer"])
         trainer.steps, trainer.elapsed = made["steps"], made["elapsed"]
         trainer.samples_per_ray, trainer.samples_seen = made["samples_per_ray"], made["samples_seen"]
-        trainer.aligned, trainer.align_seconds = made["aligned"], made["align_seconds"]
+        trainer.aligned, trainer.align_seconds, trainer.moved = made["aligned"], made["align_seconds"], made["moved"]
         trainer.rng.bit_generator.state = made["rng"]
         trainer.cell_weight = tensors["trainer.cell_weight"].to(trainer.avatar.device, copy=True)
         trainer.frame_error = tensors["trainer.frame_error"].numpy().copy()
@@ -253,10 +257,12 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     if state.exists():
         print(f"resuming {config.run!r} at step {trainer.steps} ({trainer.elapsed:.0f} s)", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    if not trainer.aligned:
+    if not trainer.moved:
         aligned_path(folder).unlink(missing_ok=True)
-    elif aligned_path(folder).exists():
-        trainer.data = trainer.data.follow(Track.load(aligned_path(folder)))
+    elif subject.aligned(folder) is subject.track:
+        raise InputError(f"{aligned_path(folder)} has gone or belongs to another fit; delete {folder} and train again")
+    else:
+        trainer.data = trainer.data.follow(subject.aligned(folder))
     save_config(config, folder / "config.yaml", fit=subject.fingerprint)
     _train_motion(subject, folder, config)
     _run(trainer, subject, model, folder, started - trainer.elapsed)

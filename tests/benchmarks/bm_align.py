@@ -48,7 +48,7 @@ def blocks(subject: Subject, avatar: Avatar, background: np.ndarray) -> dict[str
     track, (start, end) = subject.track, subject.info["split"]["test"][0]
     index = np.arange(start, end, 2)
     truth, (faces, mouths, _) = list(frames_at(subject.video_path, index)), landmark_boxes(track, subject.model, index)
-    renderer, blind = HeadRenderer(avatar, background), Blind(avatar, track, subject.model, subject.frames("train"), background)
+    renderer, blind = HeadRenderer(avatar, background), Blind(avatar, track, subject.frames("train"), background)
     rows, columns = np.mgrid[0 : track.camera.height, 0 : track.camera.width] // BLOCK
     found: dict[str, list[np.ndarray]] = {}
     for colour in (0, 1):

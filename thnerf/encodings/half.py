@@ -54,7 +54,7 @@ def _sum_rows(typing, rows, coefficients, at, out):  # noqa: ANN001, ANN202 - nu
     return types.void(rows, coefficients, types.int64, out), code
 
 
-@nb.njit(parallel=True, cache=True, fastmath=True, nogil=True, error_model="numpy")
+@nb.njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
 def _blend(rows, coefficients, out):
     runs = rows.shape[1] // _RUN
     for chunk in nb.prange((runs + _CHUNK - 1) // _CHUNK):

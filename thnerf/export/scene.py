@@ -115,4 +115,5 @@ def _motion(source: str | Path | None, audio: str | Path | None, run: str, direc
 
     subject = Subject.open(source)
     played = perform(subject, subject.run(run), audio, direction, "fit" if audio is None and plain else None)
-    return played.track, subject, played.file
+    weights = np.clip(played.track.expression, np.minimum(subject.track.expression.min(), 0), np.maximum(subject.track.expression.max(), 1))
+    return played.track.replace(expression=weights), subject, played.file  # what the alignment to a field lets weights overshoot is for that field alone
