@@ -59,7 +59,7 @@ class Aligner:
         picture (H,W,3) uint8; box of the face, px.
         """
         x0, y0, x1, y1 = box
-        every = max(1, round(np.sqrt((x1 - x0) * (y1 - y0) / PIXELS)))
+        every = spacing(box)
         truth = picture[y0:y1:every, x0:x1:every].astype(np.float32) / 255
         to_part = np.array([[1 / every, 0, 0.5 - (x0 + 0.5) / every], [0, 1 / every, 0.5 - (y0 + 0.5) / every], [0, 0, 1]])  # pixel centres fall on pixel centres
         head = _descend(lambda deltas: self._heads(index, deltas, to_part @ self.track.camera.K, truth), truth, self.deviation)
@@ -75,9 +75,8 @@ class Aligner:
     def _render(self, index: int, deltas: np.ndarray, which: np.ndarray, K: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Colour (n,h,w,3) and opacity (n,h,w) of a frame's head under corrections (n,6+K), and their pose features (n,6)."""
         n, avatar, renderer, part = len(deltas), self.avatar, self.renderer, self.track[index : index + 1]
-        rotation = matrix_to_axis_angle(axis_angle_to_matrix(deltas[:, :3]) @ axis_angle_to_matrix(part.rotation.astype(np.float64)))
         still = {name: np.repeat(getattr(part, name), n, 0) for name in ("expression", "gaze", "torso", "valid")}
-        moved = part.replace(rotation=rotation, translation=part.translation + deltas[:, 3:6], camera=part.camera.at(np.zeros(n, int)), **still)
+        moved = part.replace(rotation=_turned(part.rotation, deltas[:, :3]), translation=part.translation + deltas[:, 3:6], camera=part.camera.at(np.zeros(n, int)), **still)
         psi, pose = (self.psi[index] + deltas[:, 6:]).astype(np.float32), avatar.condition.pose(moved)
         rays = avatar.correction.apply_to_rays(avatar.pose_features(pose, psi), *head_rays(moved, np.arange(n)))
         blended = renderer.blended(psi[0], np.diag(deltas[-psi.shape[1] :, 6:]) if n > 1 else None)
@@ -108,9 +107,8 @@ class Aligner:
         track = self.track
         E, head = len(track.expression_names), len(self.deviation)
         change = deltas[:, 6:head] @ self.lift.T
-        rotation = matrix_to_axis_angle(axis_angle_to_matrix(deltas[:, :3]) @ axis_angle_to_matrix(track.rotation.astype(np.float64)))
         low, high = np.minimum(track.expression, -OVERSHOOT), np.maximum(track.expression, 1 + OVERSHOOT)
-        return track.replace(rotation=rotation, translation=track.translation + deltas[:, 3:6], expression=np.clip(track.expression + change[:, :E], low, high),
+        return track.replace(rotation=_turned(track.rotation, deltas[:, :3]), translation=track.translation + deltas[:, 3:6], expression=np.clip(track.expression + change[:, :E], low, high),
                              gaze=track.gaze + change[:, E:].reshape(-1, 2, 2), torso=track.torso + deltas[:, head:] * self.avatar.condition.torso_scale, meta={**track.meta, "aligned": True})
 
 
@@ -138,10 +136,22 @@ def _descend(look: Look, truth: np.ndarray, deviation: np.ndarray) -> np.ndarray
     return delta
 
 
+def spacing(box: np.ndarray) -> int:
+    """How many px apart the pixels are that are compared in the box (x0, y0, x1, y1) of a face."""
+    x0, y0, x1, y1 = box
+    return max(1, round(np.sqrt((x1 - x0) * (y1 - y0) / PIXELS)))
+
+
 def _halved(picture: np.ndarray) -> np.ndarray:
-    """Means of 2 × 2 pixels (H/2,W/2,3)."""
-    height, width = (2 * (side // 2) for side in picture.shape[:2])
-    return np.ascontiguousarray(picture[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)), np.float32)
+    """A picture (H,W,3) float32 at half its size: means of 2 × 2 pixels."""
+    import cv2
+
+    return cv2.resize(picture, (picture.shape[1] // 2, picture.shape[0] // 2), interpolation=cv2.INTER_AREA)
+
+
+def _turned(rotation: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Rotations (T,3) turned further by (T,3), axis-angle."""
+    return matrix_to_axis_angle(axis_angle_to_matrix(turn) @ axis_angle_to_matrix(rotation.astype(np.float64)))
 
 
 def _lift(condition: Condition, track: Track, fitted: np.ndarray) -> np.ndarray:

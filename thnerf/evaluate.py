@@ -69,11 +69,11 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
     index = np.concatenate([np.arange(a, b) for a, b in ranges])
     starts = tuple(int(s) for s in np.cumsum([0] + [b - a for a, b in ranges[:-1]]))
     tracks = {"reconstruct": (tested := concatenate([track[a:b] for a, b in ranges])), "frozen_mouth": frozen_mouth(tested, track, subject.frames("train"))}
-    if track is not subject.track:
-        tracks["unaligned"] = concatenate([subject.track[a:b] for a, b in ranges])
     notes = {} if predict else {"audio": reason}
     if track is subject.track:
         notes["unaligned"] = "the run has left the fitted track as it is, see reconstruct"
+    else:
+        tracks["unaligned"] = concatenate([subject.track[a:b] for a, b in ranges])
     if stale := stale_run(subject, out):
         notes["run"] = stale
     sound = stretch_sound(subject, ranges) if subject.has_audio else None

@@ -259,10 +259,10 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     folder.mkdir(parents=True, exist_ok=True)
     if not trainer.moved:
         aligned_path(folder).unlink(missing_ok=True)
-    elif subject.aligned(folder) is subject.track:
+    elif (aligned := subject.aligned(folder)) is subject.track:
         raise InputError(f"{aligned_path(folder)} has gone or belongs to another fit; delete {folder} and train again")
     else:
-        trainer.data = trainer.data.follow(subject.aligned(folder))
+        trainer.data = trainer.data.follow(aligned)
     save_config(config, folder / "config.yaml", fit=subject.fingerprint)
     _train_motion(subject, folder, config)
     _run(trainer, subject, model, folder, started - trainer.elapsed)

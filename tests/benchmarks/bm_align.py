@@ -17,7 +17,7 @@ import numpy as np
 from recon.subject import Subject
 from recon.track import Track
 from render.rotations import axis_angle_to_matrix, matrix_to_axis_angle
-from thnerf.align import PIXELS, Aligner, align
+from thnerf.align import Aligner, align, spacing
 from thnerf.avatar import Avatar
 from thnerf.dataset import landmark_boxes, load_background
 from thnerf.evaluate import frames_at
@@ -33,7 +33,7 @@ class Blind(Aligner):
     colour: int | None = None
 
     def solve(self, index: int, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-        every = max(1, round(np.sqrt((box[2] - box[0]) * (box[3] - box[1]) / PIXELS)))
+        every = spacing(box)
         rows, columns = np.mgrid[box[1] : box[3] : every, box[0] : box[2] : every] // BLOCK
         self.shown = ((rows + columns) % 2 == self.colour).ravel() if self.colour is not None else True
         return super().solve(index, picture, box)
