@@ -252,6 +252,27 @@ def test_landmarks_are_found_by_fits_detector(subject, monkeypatch):
         assert module.fit_detector(subject) == expected
 
 
+def test_lpips_is_measured_where_it_is_asked_for(subject, tmp_path):
+    """A stand-in that counts the pixels of the face box that differ."""
+
+    class Share:
+        name = "AlexNet"
+
+        def measure(self, truth, images, box):
+            left, top, right, bottom = box
+            return [float((truth != image)[top:bottom, left:right].any(-1).mean()) for image in images]
+
+    frames = load_video(subject.video_path)[subject.frames("test")]
+    result = evaluate_with(subject, tmp_path, Exact(frames), BlockDetector(), None, "no", max_frames=20, lpips=Share())
+    assert result["truth"]["lpips"] == result["reconstruct"]["lpips"] == 0 < result["shuffled"]["lpips"] <= 1
+    assert result["notes"]["lpips"] == "of the face box, with AlexNet" and "LPIPS" in format_table(result)
+    (tmp_path / "config.yaml").write_text("lpips: weights\nlpips_weight: 0.05\n")
+    again = evaluate_with(subject, tmp_path, Drawn(dx=3), BlockDetector(), None, "no", max_frames=20, lpips=Share())
+    assert 0 < again["reconstruct"]["lpips"] <= 1 and "trained to lower LPIPS" in again["notes"]["lpips"]
+    unasked = evaluate_with(subject, tmp_path, Drawn(), BlockDetector(), None, "no", max_frames=5)
+    assert not any("lpips" in (unasked[s] or {}) for s in SETTINGS) and "lpips" not in unasked["notes"] and "LPIPS" not in format_table(unasked)
+
+
 def test_a_refit_after_training_is_noticed(subject, tmp_path):
     import os
 

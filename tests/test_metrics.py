@@ -205,6 +205,15 @@ def test_table_has_a_line_for_each_setting():
     assert len(lines) == 7 and "no sound" in lines[4] and lines[1].startswith("truth")
 
 
+def test_lpips_is_a_mean_over_frames_with_a_box():
+    m, image = Measurement(), picture(size=128)
+    for value in (0.1, math.nan, 0.3):
+        m.add(image, image, face([6.0])[0], face([6.0])[0], lpips=value)
+    assert m.result()["lpips"] == pytest.approx(0.2)
+    lines = metrics.format_table({"frames": 3, "truth": {**m.result(), "lpips": None}, "reconstruct": m.result(), "notes": {}}).splitlines()
+    assert lines[0].endswith("LPIPS") and lines[1].endswith("–") and lines[2].endswith("0.2000")
+
+
 @pytest.mark.parametrize("size", [128, 256])
 def test_the_seam_band_is_all_that_lies_near_the_jaw_line(size):
     points = jaw_face(size)

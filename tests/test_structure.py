@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = {"render": 0, "recon": 1, "thnerf": 2, "train": 3}
-LEAVES = ("encodings", "field", "torso", "audio", "losses")
+LEAVES = ("encodings", "field", "torso", "audio", "losses", "lpips")
 SOURCES = [p for room in ("render", "recon", "thnerf") for p in sorted((ROOT / room).rglob("*.py"))] + [ROOT / "train.py"]
 
 

@@ -134,6 +134,10 @@ class TrainConfig:
     """Weight of the perceptual term, 1 − SSIM of small squares of the face; 0 leaves it out."""
     structure_patches: int = 12
     """Squares of a step for that term."""
+    lpips: str = ""
+    """Folder or file with weights of LPIPS (docs/field.md says which) for a term on one larger square a step, which the term above then shares; nothing: no LPIPS."""
+    lpips_weight: float = 0.05
+    """Weight of LPIPS, where there are weights for it."""
     rate: float = 1e-2
     """Initial learning rate of the hash tables."""
     conditional_rate: float = 1e-2
@@ -190,6 +194,8 @@ class TrainConfig:
             raise InputError("the network widths must be multiples of 4")
         if not 0 <= self.hard_frames <= 1 or self.structure_weight < 0 or self.structure_patches < 1:
             raise InputError("training needs 0 <= hard_frames <= 1, structure_weight >= 0 and structure_patches >= 1")
+        if self.lpips_weight < 0:
+            raise InputError(f"--lpips-weight must be at least 0, not {self.lpips_weight}")
         if self.align < 0 or not 0 < self.align_share < 1:
             raise InputError("training needs align >= 0 and 0 < align_share < 1")
         if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:

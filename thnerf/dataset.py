@@ -24,6 +24,7 @@ BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
 _GAZE_FLOOR, _BLINK_FLOOR = np.radians(3.0), 0.15  # spreads below these are noise and are not amplified
 _MOUTH, _EYES, _FACE, _LOW = 0.2, 0.06, 0.41, 0.15  # shares of the rays; the rest goes to the whole image
 PATCH = 12  # px: side of the squares that the structural loss compares
+LARGE_PATCH = 64  # px: side of the square that LPIPS compares, as were those that its heads were fitted to (BAPPS)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def landmark_boxes(track: Track, model: MorphableModel, frames: np.ndarray) -> t
 class Batch:
     """Rays of one step: frames (B,) are positions in the training set; slot (R,) says which of them a ray is of.
 
-    u, v (R,) int px; colour (R,3) and matte (R,) float32 in [0,1]. patches (P,PATCH,PATCH): the rays of square pieces of a picture, by row and column.
+    u, v (R,) int px; colour (R,3) and matte (R,) float32 in [0,1]. patches (P,S,S): the rays of square pieces of a picture, by row and column.
     """
 
     frames: np.ndarray
@@ -183,16 +184,17 @@ class TrainingSet:
     matrices: np.ndarray
     pixel_to_camera: np.ndarray
 
-    def sample(self, rng: np.random.Generator, frames: int, rays: int, patches: int = 0, weight: np.ndarray | None = None) -> Batch:
+    def sample(self, rng: np.random.Generator, frames: int, rays: int, patches: int = 0, weight: np.ndarray | None = None, side: int = PATCH) -> Batch:
         """Random frames, and random pixels of them: a fifth in the mouth box, nearly half in and around the face box, some in the torso's rows.
 
-        patches: how many squares of PATCH × PATCH neighbouring pixels are among the rays, half of them about the mouth, half in the face.
+        patches: how many squares of side × side neighbouring pixels are among the rays, half of them about the mouth, half in the face.
         weight (N,): how likely a frame is, relative to others; None: all alike.
         """
         chosen = rng.integers(0, len(self.index), frames) if weight is None else np.searchsorted(np.cumsum(weight), rng.random(frames) * weight.sum())
-        single = rays - patches * PATCH**2
+        single = rays - patches * side**2
         slot, kind, place = rng.integers(0, frames, single + patches), rng.random(single + patches), rng.random((2, single + patches))
-        kind[single:] = np.where(np.arange(patches) % 2, 0, _MOUTH + _EYES)
+        first = rng.integers(2) if patches % 2 else 0
+        kind[single:] = np.where((np.arange(patches) + first) % 2, 0, _MOUTH + _EYES)
         height, width = self.images.shape[1:3]
         mouth, eyes, face = self.mouth_boxes[chosen][slot], self.eye_boxes[chosen][slot], self.face_boxes[chosen][slot]
         margin = 0.15 * (face[:, 2:] - face[:, :2])
@@ -202,8 +204,8 @@ class TrainingSet:
         share = np.cumsum([_MOUTH, _EYES, _FACE, _LOW])
         box = np.select([(kind < s)[:, None] for s in share], [mouth, eyes, wide, low], full)
         u, v = (box[:, k] + place[k] * (box[:, 2 + k] - box[:, k]) for k in (0, 1))
-        grid = np.arange(PATCH)
-        left, top = (np.clip(x[single:] - PATCH / 2, 0, side - PATCH).astype(int) for x, side in ((u, width), (v, height)))
+        grid = np.arange(side)
+        left, top = (np.clip(x[single:] - side / 2, 0, size - side).astype(int) for x, size in ((u, width), (v, height)))
         squares = np.broadcast_arrays(slot[single:, None, None], left[:, None, None] + grid, top[:, None, None] + grid[:, None])
         slot, u, v = (np.concatenate([x[:single].astype(int), square.ravel()]) for x, square in zip((slot, u, v), squares))
         order = np.argsort(slot, kind="stable")
@@ -211,7 +213,7 @@ class TrainingSet:
         where = np.empty(rays, int)
         where[order] = np.arange(rays)
         at = chosen[slot], v, u
-        return Batch(chosen, slot, u, v, self.images[at].astype(np.float32) / 255, self.mattes[at].astype(np.float32) / 255, where[single:].reshape(-1, PATCH, PATCH))
+        return Batch(chosen, slot, u, v, self.images[at].astype(np.float32) / 255, self.mattes[at].astype(np.float32) / 255, where[single:].reshape(-1, side, side))
 
     def follow(self, track: Track) -> "TrainingSet":
         """The same frames conditioned on, and seen from, what another track says of them."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,8 +27,11 @@ from recon.subject import Subject
 from recon.track import Track, concatenate
 from render.files import InputError, atomic_path, write_json
 from render.progress import progress
-from thnerf.metrics import KEYS, SETTINGS, Measurement
+from thnerf.metrics import FACE_MARGIN, KEYS, SETTINGS, Measurement, landmark_box
 from thnerf.synthesis import SOUND_RATE, Renderer, to_uint8
+
+if TYPE_CHECKING:
+    from thnerf.lpips import Lpips
 
 BLOCK = 16
 """Frames held in memory at a time."""
@@ -37,20 +40,25 @@ MOUTH_PREFIXES = ("jaw", "mouth", "tongue")
 Predict = Callable[[np.ndarray, int, int], np.ndarray]
 
 
-def evaluate(subject: Subject, run: str = "default", device: str = "auto", max_frames: int | None = None) -> dict[str, Any]:
+def evaluate(subject: Subject, run: str = "default", device: str = "auto", max_frames: int | None = None, lpips: str | Path | None = None) -> dict[str, Any]:
     """Measure a run on the held-out frames (at most the first `max_frames`); returns what it writes to <run>/metrics.json.
+
+    lpips: weights of LPIPS (`thnerf.lpips`); every block then has `lpips`, the mean over frames of that of the face box (as for `psnr_face`; lower is better),
+    whatever the run was trained with, and `notes` says with which network.
 
     Keys: a block of `thnerf.metrics.KEYS` for each of SETTINGS (null with a sentence in `notes` where it cannot be measured), `split`, `frames`,
     `size`, `clips`, `run`, `notes`. Beside it go evaluation.mp4 (truth | reconstruct | audio, with sound) and evaluation.png. Raises
-    InputError when the subject holds no test frames or the run is missing.
+    InputError when the subject holds no test frames, the run is missing, or the weights are not those of LPIPS.
     """
+    from thnerf.device import choose_device
+    from thnerf.lpips import load_lpips
     from thnerf.trainer import load_renderer
 
-    run_dir = subject.run(run)
+    run_dir, network = subject.run(run), load_lpips(lpips, choose_device(device)) if lpips else None
     renderer = load_renderer(run_dir, subject, device)
     detector = load_detector(fit_detector(subject))
     predict, reason = speech_predictor(subject, run_dir)
-    return evaluate_with(subject, run_dir, renderer, detector, predict, reason, max_frames)
+    return evaluate_with(subject, run_dir, renderer, detector, predict, reason, max_frames, network)
 
 
 def stale_run(subject: Subject, run_dir: Path) -> str:
@@ -61,8 +69,19 @@ def stale_run(subject: Subject, run_dir: Path) -> str:
     return ""
 
 
+def trained_with_lpips(run_dir: Path) -> bool:
+    """Whether the run was trained to lower LPIPS, as its config.yaml says."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("lpips") and settings.get("lpips_weight"))
+
+
 def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Detector, predict: Predict | None, reason: str = "",
-                  max_frames: int | None = None) -> dict[str, Any]:
+                  max_frames: int | None = None, lpips: Lpips | None = None) -> dict[str, Any]:
     """`evaluate` with its parts given: predict(samples, rate, frames) → expression (frames,E), or None and the reason for it."""
     ranges = held_out(subject, max_frames)
     track = subject.aligned(out)
@@ -76,6 +95,8 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
         tracks["unaligned"] = concatenate([subject.track[a:b] for a, b in ranges])
     if stale := stale_run(subject, out):
         notes["run"] = stale
+    if lpips is not None:
+        notes["lpips"] = f"of the face box, with {lpips.name}{', and the run was trained to lower LPIPS' if trained_with_lpips(out) else ''}"
     sound = stretch_sound(subject, ranges) if subject.has_audio else None
     if predict:
         try:
@@ -92,7 +113,7 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
     if unreadable:
         notes["jitter_background"] = unreadable
     out.mkdir(parents=True, exist_ok=True)
-    measured = measure(frames_at(subject.video_path, index), streams, detector, len(index), out / "evaluation.mp4", track.fps, sound, mattes)
+    measured = measure(frames_at(subject.video_path, index), streams, detector, len(index), out / "evaluation.mp4", track.fps, sound, mattes, lpips)
     result: dict[str, Any] = {
         "split": subject.info["split"], "frames": len(index), "size": [track.camera.width, track.camera.height], "clips": len(ranges), "run": out.name,
         "notes": notes, **{name: measured[name].result(starts) if name in measured else None for name in SETTINGS}}
@@ -102,11 +123,12 @@ def evaluate_with(subject: Subject, out: Path, renderer: Renderer, detector: Det
 
 
 def measure(truth: Iterable[np.ndarray], streams: dict[str, Iterable[np.ndarray]], detector: Detector, frames: int, video: Path | None = None,
-            fps: float = 25.0, sound: np.ndarray | None = None, mattes: Iterable[np.ndarray] | None = None) -> dict[str, Measurement]:
+            fps: float = 25.0, sound: np.ndarray | None = None, mattes: Iterable[np.ndarray] | None = None,
+            lpips: Lpips | None = None) -> dict[str, Measurement]:
     """Run through all streams of (H,W,3) uint8 frames together; returns a Measurement for 'truth' and each stream.
 
-    The landmarks of every picture come from `detector`, truth included. mattes: the truth's, (H,W) uint8, for the jitter of the background. With `video`, truth, reconstruct and audio are written
-    side by side with `sound` (samples at SOUND_RATE).
+    The landmarks of every picture come from `detector`, truth included. mattes: the truth's, (H,W) uint8, for the jitter of the background. lpips: compares
+    the face boxes, too. With `video`, truth, reconstruct and audio are written side by side with `sound` (samples at SOUND_RATE).
     """
     measured = {name: Measurement() for name in ("truth", *streams)}
     people = iter(mattes) if mattes is not None else repeat(None)
@@ -119,9 +141,11 @@ def measure(truth: Iterable[np.ndarray], streams: dict[str, Iterable[np.ndarray]
             pictures = {"truth": block, **{name: list(islice(source, len(block))) for name, source in sources.items()}}
             points = {name: landmarks68(detector, images) for name, images in pictures.items()}
             people_here = list(islice(people, len(block)))
-            for name, images in pictures.items():
-                for i, image in enumerate(images):
-                    measured[name].add(block[i], image, points["truth"][i], points[name][i], people_here[i])
+            for i, frame in enumerate(block):
+                shots = [images[i] for images in pictures.values()]
+                box = landmark_box(points["truth"][i], FACE_MARGIN, frame.shape[1], frame.shape[0])
+                for name, image, distance in zip(pictures, shots, lpips.measure(frame, shots, box) if lpips is not None else repeat(None)):
+                    measured[name].add(frame, image, points["truth"][i], points[name][i], people_here[i], distance)
             if video is not None and writer is None:
                 writer = side_by_side_writer(video, len(shown), block[0].shape, fps, sound)
             for i in range(len(block) if writer else 0):

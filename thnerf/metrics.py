@@ -291,21 +291,26 @@ class Measurement:
     truth: list[np.ndarray] = field(default_factory=list)
     render: list[np.ndarray] = field(default_factory=list)
     seams: list[float] = field(default_factory=list)
+    lpips: list[float] = field(default_factory=list)
     trembling: list[np.ndarray] = field(default_factory=list)
     recent: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=lambda: deque(maxlen=3))
 
-    def add(self, truth: np.ndarray, image: np.ndarray, truth_points: np.ndarray, points: np.ndarray, matte: np.ndarray | None = None) -> None:
-        """One frame: both pictures (H,W,3) uint8, both landmarks (68,2) px or NaN, the truth's person matte (H,W) uint8 where there is one."""
+    def add(self, truth: np.ndarray, image: np.ndarray, truth_points: np.ndarray, points: np.ndarray, matte: np.ndarray | None = None,
+            lpips: float | None = None) -> None:
+        """One frame: both pictures (H,W,3) uint8, both landmarks (68,2) px or NaN, the truth's person matte (H,W) uint8 where there is one, LPIPS of the
+        face box where it is measured (NaN in a frame that has none)."""
         self.images.append(image_metrics(truth, image, truth_points))
         self.truth.append(truth_points)
         self.render.append(points)
         self.seams.append(psnr_seam(truth, image, truth_points))
+        if lpips is not None:
+            self.lpips.append(lpips)
         if matte is not None:
             self.recent.append((truth, image, matte))
             self.trembling.append(second_differences(self.recent) if len(self.recent) == 3 else np.full(4, np.nan))
 
     def result(self, clip_starts: Sequence[int] = (0,)) -> dict[str, float | int | None]:
-        """The block of metrics.json: KEYS, then `landmark_frames` (face found in both) and `box_frames` (in the truth)."""
+        """The block of metrics.json: KEYS, then `landmark_frames` (face found in both) and `box_frames` (in the truth), and `lpips` where it is measured."""
         images, truth, render = np.array(self.images), np.array(self.truth), np.array(self.render)
         out: dict[str, float | int | None] = {key: mean_of_frames(images[:, i]) for i, key in enumerate(IMAGE_KEYS)}
         out["lmd_px"], out["lmd_iod"] = landmark_distance(truth, render)
@@ -319,6 +324,8 @@ class Measurement:
         out["jitter_outside"] = jitter_background(np.where(np.isnan(trembling).all(1), np.nan, np.nansum(trembling, 1)), clip_starts)
         out["landmark_frames"] = int(both_found(truth, render).sum())
         out["box_frames"] = int(np.isfinite(truth).all((1, 2)).sum())
+        if self.lpips:
+            out["lpips"] = mean_of_frames(np.array(self.lpips))
         return out
 
     def openings(self) -> tuple[np.ndarray, np.ndarray]:
@@ -327,18 +334,22 @@ class Measurement:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """The metrics of `thnerf.evaluate.evaluate` as a table in text; – where a value is null."""
+    """The metrics of `thnerf.evaluate.evaluate` as a table in text; – where a value is null. LPIPS has a column where it was measured."""
     names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r",
              "bg jit", "edge", "outside")
-    digits = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2, 2, 2)
+    digits, keys = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2, 2, 2), KEYS
+    if any("lpips" in (result.get(setting) or {}) for setting in SETTINGS):
+        names, digits, keys = (*names, "LPIPS"), (*digits, 4), (*keys, "lpips")
     lines = [f"{'held-out frames: ' + str(result['frames']):<22}" + "".join(f"{n:>9}" for n in names)]
     for setting in SETTINGS:
         block = result.get(setting)
         if block is None:
             lines.append(f"{setting:<22}{result.get('notes', {}).get(setting, 'not measured')}")
             continue
-        cells = ["–" if block.get(key) is None else f"{block[key]:.{d}f}" for key, d in zip(KEYS, digits)]
+        cells = ["–" if block.get(key) is None else f"{block[key]:.{d}f}" for key, d in zip(keys, digits)]
         lines.append(f"{setting:<22}" + "".join(f"{c:>9}" for c in cells))
+    if "lpips" in result.get("notes", {}):
+        lines.append(f"LPIPS (lower is better): {result['notes']['lpips']}")
     if "run" in result.get("notes", {}):
         lines.append(f"warning: {result['notes']['run']}")
     return "\n".join(lines)

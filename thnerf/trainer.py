@@ -27,9 +27,10 @@ from thnerf import losses
 from thnerf.align import align
 from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
-from thnerf.dataset import PATCH, TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
+from thnerf.dataset import LARGE_PATCH, PATCH, TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
 from thnerf.field import mesh_warp
+from thnerf.lpips import load_lpips
 from thnerf.prior import start_from
 from thnerf.shell import head_volume
 
@@ -48,6 +49,9 @@ class Trainer:
         self.data, self.avatar, self.config = data, avatar, config
         if config.marching != "auto":
             avatar.marching = load_marching(config.marching, avatar.device)
+        self.lpips = load_lpips(config.lpips, avatar.device) if config.lpips and config.lpips_weight else None
+        if self.lpips is not None and min(data.images.shape[1:3]) < LARGE_PATCH:
+            raise InputError(f"--lpips needs a subject of at least {LARGE_PATCH} px, not {data.images.shape[2]}x{data.images.shape[1]}; fit it larger (--size)")
         self.rng = np.random.default_rng(config.seed)
         self.steps, self.elapsed, self.bad_steps = 0, 0.0, 0
         self.aligned, self.align_seconds, self.moved = 0, 0.0, False
@@ -65,9 +69,9 @@ class Trainer:
         config, avatar, data = self.config, self.avatar, self.data
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * group["decay"] ** done
-        patches = config.structure_patches if config.structure_weight else 0
-        rays = int(np.clip(config.samples_per_step / self.samples_per_ray, 1024 + patches * PATCH**2, 16384))
-        batch = data.sample(self.rng, config.frames_per_step, rays, patches, self._frame_weight())
+        patches, side = (1, LARGE_PATCH) if self.lpips is not None else (config.structure_patches if config.structure_weight else 0, PATCH)
+        rays = int(np.clip(config.samples_per_step / self.samples_per_ray, 1024 + patches * side**2, 16384))
+        batch = data.sample(self.rng, config.frames_per_step, rays, patches, self._frame_weight(), side)
         psi, constant = avatar.put(data.psi[batch.frames]), torch.zeros(1, 0, device=avatar.device)
         table, torso_table = avatar.blend(psi), avatar.torso_tables.blend(constant)
         warp_table = avatar.blend_warp(psi)
@@ -78,9 +82,12 @@ class Trainer:
         seen = 1 - transmittance * (1 - cover)
         image_loss = losses.photometric(rendered, truth)
         loss = 5 * image_loss + config.matte_weight * (losses.matte(seen, matte) + (cover * (matte < 0.05)).mean())
-        if patches:
-            squares = avatar.put(batch.patches)
+        squares, more = avatar.put(batch.patches), {}
+        if config.structure_weight:
             loss = loss + config.structure_weight * losses.structure(rendered[squares], truth[squares])
+        if self.lpips is not None:
+            distance = self.lpips(rendered[squares], truth[squares]).mean()
+            loss, more = loss + config.lpips_weight * distance, {"lpips": float(distance.detach())}
         self.steps += 1
         if not torch.isfinite(loss):
             self._bad_step()
@@ -99,7 +106,7 @@ class Trainer:
         self._watch_occupancy(samples.positions, weights)
         self.samples_per_ray = 0.9 * self.samples_per_ray + 0.1 * max(1.0, len(samples.positions) / len(batch.u))
         self.samples_seen += len(samples.positions)
-        return {"loss": float(loss.detach()), "psnr": losses.psnr(float((rendered.detach() - truth).square().mean()))}
+        return {"loss": float(loss.detach()), "psnr": losses.psnr(float((rendered.detach() - truth).square().mean())), **more}
 
     def _head(self, batch: Any, table: torch.Tensor, warp_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
         """Colour, transmittance and weights of the head layer, and its samples."""

@@ -164,19 +164,20 @@ def animate(
     return {"track": str(out), "frames": len(track), "fps": track.fps, **(render_preview(track, preview, played.sound) if preview is not None else {})}
 
 
-def evaluate(subject: Positional[Path], shared: SharedRun = RunChoice()) -> dict[str, Any]:
+def evaluate(subject: Positional[Path], lpips: Optional[Path] = None, shared: SharedRun = RunChoice()) -> dict[str, Any]:
     """Measure a run on the held-out frames: metrics.json, a table and a side-by-side video.
 
     Example: thnerf evaluate subjects/me
 
     Args:
         subject: A trained subject folder.
+        lpips: Measure LPIPS of the face box, too (lower is better), with the weights in this folder or file: AlexNet's or VGG16's and the heads of the lpips package.
     """
     from recon.subject import Subject
     from thnerf.evaluate import evaluate as run_evaluation
     from thnerf.metrics import format_table
 
-    result = run_evaluation(Subject.open(subject), run=shared.run, device=shared.device)
+    result = run_evaluation(Subject.open(subject), run=shared.run, device=shared.device, lpips=lpips)
     if not shared.json:
         print(format_table(result))
     return result
