@@ -74,7 +74,8 @@ def load_encoder(name: str | Path = "logmel") -> Encoder:
 _NATS = 1024 * math.log(1.0001)  # of one unit of a senone score: PocketSphinx counts in powers of 1.0001, shifted by ten bits
 _FLOOR = 8.0  # nats below the best phone at which a phone counts as excluded
 _PHONE_DELAY = 205 / audio.RATE  # s from a frame's start, 160 j, to the middle of PocketSphinx' window of 410 samples
-_BLOCK = 30.0  # s decoded at a time; its scores are 10 kB a frame
+BLOCK = 30.0
+"""Seconds that PocketSphinx hears at a time: the scores of its senones are 10 kB a frame."""
 
 
 class Phones:
@@ -107,40 +108,46 @@ class Phones:
 
     def posteriors(self, samples: np.ndarray, level: float, frames: int) -> np.ndarray:
         """Log posteriors (frames, phones) in [−8, 0] at j / 100 s."""
-        gain = min(10 ** ((-26 - level) / 20), 0.9 / max(float(np.abs(samples).max(initial=0)), 1e-6))
-        scores = [self._scores(samples[a : a + round(_BLOCK * audio.RATE)] * gain) for a in range(0, len(samples), round(_BLOCK * audio.RATE))]
-        at, rows = [], []
-        for block, score in enumerate(scores):
-            at.append(block * _BLOCK + _PHONE_DELAY + np.arange(len(score)) / audio.FEATURE_RATE)
-            rows.append(score)
-        found = np.concatenate([np.zeros((0, len(self.names)), np.float32), *rows])
+        time, found = _phone_scores(pcm16(samples, level))
         if not len(found):
             return np.full((frames, len(self.names)), -np.log(len(self.names)), np.float32)
         log = found - found.max(1, keepdims=True)
         log = np.maximum(log - np.log(np.exp(log).sum(1, keepdims=True)), -_FLOOR)
-        time, grid = np.concatenate(at), np.arange(frames) / audio.FEATURE_RATE
+        grid = np.arange(frames) / audio.FEATURE_RATE
         low = np.clip(np.searchsorted(time, grid) - 1, 0, max(len(time) - 2, 0))
         high = np.minimum(low + 1, len(time) - 1)
         share = np.clip((grid - time[low]) / np.maximum(time[high] - time[low], 1e-9), 0, 1)[:, None].astype(np.float32)
         return log[low] * (1 - share) + log[high] * share
 
-    def _scores(self, samples: np.ndarray) -> np.ndarray:
-        """Log score (T, phones) of the best senone of each phone, nats; a block too short to hold a frame has none."""
-        import pocketsphinx
 
-        raw = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+def pcm16(samples: np.ndarray, level: float) -> bytes:
+    """Mono samples (n,) whose speech is at `level` dB re full scale as PocketSphinx wants them: 16 bits, speech at −26 dB, no peak above 0.9."""
+    gain = min(10 ** ((-26 - level) / 20), 0.9 / max(float(np.abs(samples).max(initial=0)), 1e-6))
+    return (np.clip(np.asarray(samples, np.float32) * gain, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+@lru_cache(maxsize=1)  # a network that hears phones and `thnerf.bilabials` ask for the same sound one after the other
+def _phone_scores(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Times (T,) s and log scores (T, phones), nats, of the best senone of each phone; a block too short to hold a frame has none."""
+    import pocketsphinx
+
+    names, owner = senone_phones(Path(pocketsphinx.get_model_path("en-us/en-us")) / "mdef")
+    order, size = np.argsort(owner, kind="stable"), 2 * round(BLOCK * audio.RATE)
+    starts = np.searchsorted(owner[order], np.arange(len(names)))
+    at, scores = [np.zeros(0)], [np.zeros((0, len(names)), np.float32)]
+    for block in range(0, len(raw), size):
         with tempfile.TemporaryDirectory() as folder:
             # the phrase to look for does not matter: it is the cheapest search that has all senones scored
             decoder = pocketsphinx.Decoder(lm=None, keyphrase="forward", kws_threshold=1e-20, senlogdir=folder, compallsen=True, loglevel="FATAL")
             decoder.start_utt()
-            decoder.process_raw(raw, full_utt=True)
+            decoder.process_raw(raw[block : block + size], full_utt=True)
             decoder.end_utt()
             del decoder  # closes the file
             files = list(Path(folder).iterdir())
-            rows = read_senones(files[0].read_bytes(), len(self.owner)) if files else np.zeros((0, len(self.owner)), np.int16)
-        order = np.argsort(self.owner, kind="stable")
-        starts = np.searchsorted(self.owner[order], np.arange(len(self.names)))
-        return np.minimum.reduceat(rows[:, order], starts, axis=1).astype(np.float32) * np.float32(-_NATS)
+            rows = read_senones(files[0].read_bytes(), len(owner)) if files else np.zeros((0, len(owner)), np.int16)
+        scores.append(np.minimum.reduceat(rows[:, order], starts, axis=1).astype(np.float32) * np.float32(-_NATS))
+        at.append(block / 2 / audio.RATE + _PHONE_DELAY + np.arange(len(rows)) / audio.FEATURE_RATE)
+    return np.concatenate(at), np.concatenate(scores)
 
 
 def read_senones(data: bytes, count: int) -> np.ndarray:
