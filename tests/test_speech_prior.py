@@ -1,5 +1,7 @@
 """The shipped speech network: lips of unseen synthetic voices in time, closed on /p b m/, still in silence, noise and music; `animate` without a subject."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,34 @@ def test_forward_backward_agrees_with_enumeration():
         for t, (p, _) in enumerate(chain):
             total[t, p] += weight
     np.testing.assert_allclose(found, total / total.sum(1, keepdims=True), atol=1e-9)
+
+
+def test_words_count_as_much_as_they_are_sure(monkeypatch):
+    pytest.importorskip("pocketsphinx")
+    names = bilabials._encoder().names
+    word = lambda name, a, b, prob: SimpleNamespace(word=name, start_frame=a, end_frame=b, prob=prob)  # noqa: E731
+    words = [word("<sil>", 0, 9, 1.0), word("maybe", 10, 49, 0.8), word("seven", 50, 89, 0.4), word("bob", 90, 92, 0.9)]  # the last is too short for its phones
+    said = {"maybe": "M EY B IY", "seven": "S EH V AH N", "bob": "B AA B"}
+    decoder = SimpleNamespace(reinit_feat=lambda: None, start_utt=lambda: None, process_raw=lambda raw, full_utt: None, end_utt=lambda: None,
+                              hyp=lambda: words, seg=lambda: iter(words), lookup_word=said.get)
+    monkeypatch.setattr(bilabials, "_recogniser", lambda: decoder)
+    score = np.full((120, len(names)), -8.0)
+    for k, phone in enumerate("M EY B IY".split()):
+        score[11 + 10 * k : 21 + 10 * k, names.index(phone)] = 0
+    found = bilabials.word_evidence(bytes(2 * 19040), score)
+    sure = (40 * 0.8 + 40 * 0.4 + 3 * 0.9) / 83
+    np.testing.assert_allclose(found[11:51], 0.8 * sure * np.repeat([bilabials.WORD_HAS, bilabials.WORD_LACKS] * 2, 10))
+    np.testing.assert_allclose(found[51:91], 0.4 * sure * bilabials.WORD_LACKS)
+    assert not found[:11].any() and not found[91:].any()
+
+
+def test_words_do_not_depend_on_what_was_heard_before(spoken):
+    pytest.importorskip("pocketsphinx")
+    hear = lambda: bilabials.bilabial_probability(spoken[0], 25, 100)  # noqa: E731
+    first = hear()
+    bilabials.bilabial_probability(0.3 * np.random.default_rng(0).normal(size=2 * audio.RATE).astype(np.float32), 25, 50)
+    np.testing.assert_array_equal(first, hear())
+    assert bilabials.bilabial_probability(np.zeros(0, np.float32), 25, 1).shape == (1,)
 
 
 def test_preview_has_a_face_and_the_sound(spoken, track, tmp_path):

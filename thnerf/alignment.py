@@ -1,7 +1,7 @@
 """Forced alignment: when each phone of a known English text is said, by the acoustic model of `thnerf.encoders.Phones`.
 
 Viterbi search (Rabiner 1989) through the phones of the text in their order, each at least 30 ms long, with silence allowed
-between words. It serves measurements and the building of `speech_prior.npz`; nothing that users run needs it.
+between words. Whole texts serve measurements and the building of `speech_prior.safetensors`; `thnerf.bilabials` aligns single words.
 """
 
 from __future__ import annotations
@@ -40,23 +40,27 @@ def forced_alignment(samples: np.ndarray, text: str, encoder: Phones | None = No
         phones += [*said.split(), SILENCE]
         optional += [*[False] * len(said.split()), True]
     owner = np.concatenate([np.full(1 if o else _SHORTEST, k) for k, o in enumerate(optional)])
-    path = owner[_best_path(score[:, [names.index(phones[k]) for k in owner]], np.array(optional)[owner])]
+    path = owner[best_path(score[:, [names.index(phones[k]) for k in owner]], np.array(optional)[owner])]
     edges = np.r_[0, np.flatnonzero(np.diff(path)) + 1, len(path)]
     return [(phones[path[a]], max(0.0, (a - 0.5) / audio.FEATURE_RATE), (b - 0.5) / audio.FEATURE_RATE) for a, b in zip(edges, edges[1:])]
 
 
-def _best_path(score: np.ndarray, optional: np.ndarray) -> np.ndarray:
-    """Likeliest left-to-right path (T,) through the states whose log scores are (T, N); the optional ones may be left out."""
+def best_path(score: np.ndarray, optional: np.ndarray) -> np.ndarray:
+    """Likeliest left-to-right path (T,) through the states whose log scores are (T, N); the optional (N,) bool ones may be left out.
+
+    Raises InputError where T is less than the states that may not.
+    """
     T, N = score.shape
     if T < (~optional).sum():
         raise InputError("the sound is too short for its text; give the words that are said in it")
-    best, back = np.full(N, -1e18), np.zeros((T, N), np.int64)
+    padded, back = np.full(N + 2, -1e18), np.zeros((T, N), np.int64)  # two states before the first that nothing is in
+    best = padded[2:]
     best[:2] = score[0, :2]
     skips = np.r_[False, False, optional[1:-1] & ~optional[2:]]
     for t in range(1, T):
-        options = np.stack([best, np.r_[-1e18, best[:-1]], np.where(skips, np.r_[-1e18, -1e18, best[:-2]], -1e18)])
+        options = np.stack([best, padded[1:-1], np.where(skips, padded[:-2], -1e18)])
         back[t] = options.argmax(0)
-        best = options.max(0) + score[t]
+        best[:] = options.max(0) + score[t]
     state = N - 1 if best[-1] > best[-2] else N - 2
     path = np.empty(T, int)
     for t in range(T - 1, -1, -1):

@@ -3,22 +3,32 @@
 Forward–backward (Rabiner 1989) through a loop of all phones, each three states long at least, with the bigrams of pocketsphinx'
 dictionary, over the posteriors of `thnerf.encoders.Phones`. A network trained on synthetic speech alone misses more of the closures of
 real voices at the same rate of false ones (tests/benchmarks/bm_motion.py), because that acoustic model was trained on people.
+
+Words help where phones alone are doubtful: pocketsphinx' language model finds likely words, each is aligned to the sound, and its bilabials
+count as much as it and the words around it are sure, by their posterior probability in the word lattice (Wessel et al. 2001). Even wrong words
+share most of their sounds with what was said. In a Mandarin and a French clip the words found are less sure (0.4 on average, in read English 0.7), so
+little changes there.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from thnerf import audio
-from thnerf.encoders import Phones
+from thnerf.alignment import best_path
+from thnerf.encoders import BLOCK, Phones, pcm16
 
 BILABIALS = ("B", "M", "P")
 SHARE = 0.5
 """Weight of the acoustic scores and of the bigrams: neighbouring frames are not independent."""
 STAY = 0.75  # probability of staying in a state for another 10 ms
+WORD_HAS, WORD_LACKS = 8.0, -3.0
+"""Log likelihood ratio of a bilabial where a word has one, and where it has none, were all words sure. A sure word in read English, whose words are sure
+by 0.7 on average, has 5.6 and -2.1: about the log of the shares of bilabials and of other frames in which words had one (0.92 to 0.005) or none."""
 _STATES = 3
 _EVERY = 7  # of the dictionary's words counts
 
@@ -35,8 +45,10 @@ def bilabial_probability(samples: np.ndarray, fps: float, frames: int) -> np.nda
     """
     encoder = _encoder()
     mel = audio.log_mel(samples)
-    score = SHARE * encoder.posteriors(samples, audio.speech_level(mel), len(mel)).astype(np.float64)
-    said = phone_probabilities(score, _bigrams())[:, [encoder.names.index(n) for n in BILABIALS]].sum(1)
+    level = audio.speech_level(mel)
+    score = encoder.posteriors(samples, level, len(mel)).astype(np.float64)
+    heard = np.clip(phone_probabilities(SHARE * score, _bigrams())[:, _columns()].sum(1), 1e-3, 1 - 1e-3)
+    said = 1 / (1 + (1 - heard) / heard * np.exp(-word_evidence(pcm16(samples, level), score)))
     first = np.minimum((np.arange(frames) / fps * audio.FEATURE_RATE).astype(int), len(said) - 1)
     last = np.minimum(((np.arange(frames) + 1) / fps * audio.FEATURE_RATE).astype(int), len(said) - 1)
     width = int((last - first).max(initial=0)) + 1
@@ -70,9 +82,43 @@ def phone_probabilities(score: np.ndarray, follow: np.ndarray) -> np.ndarray:
     return both / both.sum(1, keepdims=True)
 
 
+def word_evidence(raw: bytes, score: np.ndarray) -> np.ndarray:
+    """16-bit samples at audio.RATE and log scores (T, phones) at 100 Hz → (T,) log likelihood ratio of a bilabial by the words in them, 0 where there are none."""
+    decoder, names, out = _recogniser(), _encoder().names, np.zeros(len(score))
+    size = 2 * round(BLOCK * audio.RATE)
+    for block in range(0, len(raw), size):
+        decoder.reinit_feat()  # forgets the noise of what it heard before: the same sound gives the same words
+        decoder.start_utt()
+        decoder.process_raw(raw[block : block + size], full_utt=True)
+        decoder.end_utt()
+        first = block // 320 + 1  # a frame of PocketSphinx is centred 13 ms after its start
+        words = [w for w in decoder.seg() if w.word[0] not in "<[+"] if decoder.hyp() is not None else []  # without silence and noises
+        length = np.array([w.end_frame - w.start_frame + 1 for w in words])
+        sure = np.minimum([w.prob for w in words], 1.0)
+        for word, weight in zip(words, sure * (length @ sure / max(length.sum(), 1))):
+            part = slice(first + word.start_frame, first + word.end_frame + 1)
+            states = np.repeat([names.index(p) for p in decoder.lookup_word(word.word).split()], _STATES)
+            if len(score[part]) >= len(states):
+                path = states[best_path(score[part][:, states], np.zeros(len(states), bool))]
+                out[part] = weight * np.where(np.isin(path, _columns()), WORD_HAS, WORD_LACKS)
+    return out
+
+
 @lru_cache(maxsize=1)
 def _encoder() -> Phones:
     return Phones()
+
+
+def _columns() -> list[int]:
+    return [_encoder().names.index(n) for n in BILABIALS]
+
+
+@lru_cache(maxsize=1)
+def _recogniser() -> Any:
+    """pocketsphinx with its US-English language model, in one pass: narrower beams are quicker still, but leave out the words that rival others, so all seem sure."""
+    import pocketsphinx
+
+    return pocketsphinx.Decoder(fwdflat=False, maxhmmpf=1500, maxwpf=20, loglevel="FATAL")
 
 
 @lru_cache(maxsize=1)
