@@ -28,6 +28,8 @@ class FitConfig:
     """How many well-spread frames determine identity, camera and landmark corrections."""
     focal: float = 0.0
     """Focal length in crop px; 0 solves for it."""
+    corrector: bool = True
+    """Move landmarks to where a network trained on renders sees them; --no-corrector leaves the detector's. Only for MediaPipe's landmarks and the default model."""
     photometric: bool = True
     """Refine pose and expression by the pixels after the landmarks; --no-photometric takes the landmarks' word."""
     pose_smoothing: float = 1.0

@@ -366,8 +366,8 @@ def _solve(work: _Work) -> None:
     write_json(work.folder / "fit.json", {
         "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": report["landmark_error_px"],
         "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "photometric": report["photometric"], "detect_fps": frames / detect,
-        "solve_fps": frames / report["seconds"], "refine_fps": frames / report["refine_seconds"] if report["refine_seconds"] else None,
-        "fit_fps": frames / (detect + report["seconds"] + report["refine_seconds"] + matte),
+        "solve_fps": frames / report["seconds"], **{f"{k}_fps": frames / report[f"{k}_seconds"] if report[f"{k}_seconds"] else None for k in ("correct", "refine")},
+        "fit_fps": frames / (detect + report["seconds"] + report["correct_seconds"] + report["refine_seconds"] + matte),
         "matte_fps": frames / matte, **{k: record["sync"][k] for k in ("av_offset_frames", "av_offset_confidence", "av_shift_frames")}, "notes": record["landmarks"]["notes"],
         "findings": record["landmarks"]["findings"]})
     curve = record["sync"].get("curve", [[], []])

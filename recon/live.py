@@ -152,7 +152,9 @@ class LiveTracker:
         """One frame: pose, gaze, expressions beside both, each smoothed."""
         problem, identity = copy.copy(self.problem), self._identity()
         problem.picture, problem.valid = points[None] - np.array([self.width / 2, self.height / 2]), np.ones(1, bool)
-        R, t, e = solver.solve_poses(problem, identity)
+        problem.certainty = np.ones((1, len(points)))
+        found = solver.solve_poses(problem, identity)
+        R, t, e = found.R, found.t, found.e
         rotation = from_frontal(self.filters["rotation"](relative_to_frontal(matrix_to_axis_angle(R[0])), step))
         translation = self.filters["translation"](t[0], step)
         gaze, looks = self.last.gaze, None
@@ -163,7 +165,7 @@ class LiveTracker:
                 raw = find_gaze(problem, self._shape(identity), rotation[None], translation[None], e, points[None], (0,), self.model, 1.0)[0]
                 gaze = self.filters["gaze"](raw, step)
             looks = looks_of(problem.names, gaze[None])
-        e = solver.fit_expressions(problem, identity.head, identity.focal, problem.picture, R, t, e, solver.WEAK, 2, looks)
+        e = solver.fit_expressions(problem, identity.head, identity.focal, np.zeros(1, int), R, t, e, solver.WEAK, 2, looks)
         smooth = self.filters["expression"](e[0], step)
         smooth = np.clip(smooth if looks is None else np.where(np.isfinite(looks[0]), looks[0], smooth), problem.lower, problem.upper)
         if (pair := solver.jaw_pair(problem.names)) is not None:

@@ -222,7 +222,7 @@ class Refiner:
         camera, seen = project(heads, poses.R, poses.t, focal)
         D = picture_gradient(camera, poses.R, focal) / problem.unit
         r = (problem.picture[poses.frames] - seen) / problem.unit
-        w = TRUST * problem.base * robust_weights(r, self.kernel)
+        w = TRUST * problem.base * problem.certainty[poses.frames] * robust_weights(r, self.kernel)
         weighted = D * w[..., None, None]
         M = weighted[..., 0, :, None] * D[..., 0, None, :] + weighted[..., 1, :, None] * D[..., 1, None, :]
         return heads.astype(np.float32), M.astype(np.float32), (weighted * r[..., None]).sum(-2).astype(np.float32)

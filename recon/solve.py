@@ -2,7 +2,7 @@
 
 A batched least-squares problem in two parts. Well-spread keyframes determine identity, focal length and a
 constant correction of every landmark (what the detector calls a mouth corner need not be where the model has it).
-Then all frames are solved in chunks. Residuals count in hundredths of the face's interocular distance, so priors
+Then all frames are solved in chunks. Both are done again once `recon.corrector` has looked at the result. Residuals count in hundredths of the face's interocular distance, so priors
 hold at any resolution.
 
 Pose is found under a strong expression prior from points that expressions hardly move; only then are expressions
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Callable, Iterable, Sequence
 
@@ -24,7 +24,7 @@ from recon import landmarks as lm
 from recon.config import FitConfig
 from recon.gaze import LOOKS, find_gaze, looks_of
 from recon.lids import blinks_alone
-from recon.model import MorphableModel, fitted_part
+from recon.model import MorphableModel, fitted_part, load_model
 from recon.photometric import BATCH, SMALLEST, Poses, Refiner
 from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
                              refine_pose, robust_weights)
@@ -52,6 +52,9 @@ AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLef
 RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "mouthClose", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
 LEADERS = ("jawOpen", "eyeBlink")  # explain first
 BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away under a lid has no texture to follow
+PASSES = 2  # of the corrector: the second one looks from nearby
+UNSURE = 1.5  # mm: deviation of a corrected landmark that halves its weight
+SOME = 100  # frames that say by how much a detector is off for a person
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 
@@ -71,7 +74,9 @@ class Problem:
     corrected: np.ndarray  # (N,) 1 where a landmark gets a constant correction
     unit: float  # px of one hundredth of the interocular distance
     width: int
+    height: int
     system: ExpressionSystem
+    certainty: np.ndarray  # (T,N) that the weights are multiplied by, 0 to 1
     lower: np.ndarray = field(init=False)
     upper: np.ndarray = field(init=False)
 
@@ -104,24 +109,35 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     """Fit the model to landmarks points (T,478|68,2) px of frames with `valid` (T,); torso stays empty (T,0).
 
     withheld: landmarks that must not influence the fit, so that they can measure it (they still decide which frames are looked at).
-    pictures: gives the frames (height,width,3) uint8 RGB that the landmarks were found in, anew at every call; with them and `config.photometric` poses and expressions are
-    refined by the pixels (see `recon.photometric`).
+    pictures: gives the frames (height,width,3) uint8 RGB that the landmarks were found in, anew at every call. With them and `config.corrector` MediaPipe's landmarks are moved
+    to where a network sees them on the default model (`recon.corrector`), and with `config.photometric` poses and expressions are refined by the pixels (`recon.photometric`).
 
-    `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2), iod_px,
-    photometric (mean difference of local contrast before and after; None when there was no refinement), refine_seconds (not part of seconds).
+    `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2: where the detector should see the landmarks), iod_px,
+    photometric (mean difference of local contrast before and after; None when there was no refinement), correct_seconds and refine_seconds (not part of seconds).
     Raises InputError when no frame is valid or the model has no such landmarks.
     """
     clock = time.perf_counter()
     valid = np.asarray(valid, bool) & np.isfinite(points).all((1, 2))
     if not valid.any():
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
-    whole, (model, columns) = model, fitted_part(model)
+    whole, (model, columns), correcting = model, fitted_part(model), 0.0
     with one_blas_thread():
-        problem = make_problem(points, valid, width, height, model, config)
-        problem.base[list(withheld)] = problem.stable[list(withheld)] = problem.corrected[list(withheld)] = 0
+        make = lambda points, model, certainty=None: make_problem(points, valid, width, height, model, config, certainty, withheld)  # noqa: E731
+        detected = problem = make(points, model)
         identity = solve_identity(problem, config)
-        track, projected, photometric = _solve_frames(problem, identity, points, clip_starts, fps, width, height, model, config,
-                                                      pictures if config.photometric else None)
+        poses = solve_poses(problem, identity)
+        if pictures is not None and config.corrector and points.shape[1] == 478 and model.model_id == load_model().model_id:
+            from recon.corrector import correct
+
+            for _ in range(PASSES):
+                expected = as_detected(detected, problem, identity, poses)[1]
+                begun = time.perf_counter()
+                found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts)
+                correcting += time.perf_counter() - begun
+                problem = make(found, model.without_response(), 1 / (1 + (deviation / UNSURE) ** 2))
+                identity = solve_identity(problem, config, start=(identity, poses))
+                poses = solve_poses(problem, identity, poses)
+        track, projected, photometric = _solve_frames(problem, identity, poses, detected, pictures if config.photometric else None, points, clip_starts, fps, model, config)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
         expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
         expression[:, columns] = track.expression
@@ -132,13 +148,14 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         iod = lm.interocular(points[valid])
         refined = photometric[2] if photometric else 0.0
         diagnostics.update(landmark_error_px=float(error.mean()), landmark_error_iod=float((error.mean(1) / iod).mean()), focal_px=identity.focal,
-                           seconds=time.perf_counter() - clock - refined, refine_seconds=refined, projected=projected, iod_px=float(np.median(iod)),
+                           seconds=time.perf_counter() - clock - refined - correcting, refine_seconds=refined, correct_seconds=correcting, projected=projected, iod_px=float(np.median(iod)),
                            photometric=photometric and photometric[:2])
     return track
 
 
-def make_problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, model: MorphableModel, config: FitConfig) -> Problem:
-    """Landmark part of the model and weights of the landmarks."""
+def make_problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, model: MorphableModel, config: FitConfig, certainty: np.ndarray | None = None,
+                 withheld: Sequence[int] = ()) -> Problem:
+    """Landmark part of the model and weights of the landmarks, 0 for those withheld; certainty (T,N): of each in each frame, 0 to 1."""
     scheme = lm.SCHEMES[points.shape[1]]
     if scheme not in model.landmarks:
         raise InputError(f"face model {model.model_id} has no {scheme} landmarks; use a detector it knows ({', '.join(model.landmarks)})")
@@ -158,11 +175,14 @@ def make_problem(points: np.ndarray, valid: np.ndarray, width: int, height: int,
         base[[*lm.LIDS["left"], *lm.LIDS["right"]]] = 3
     else:
         base[:17], base[36:60], base[60:] = 0.2, 2, 3
+    base[list(withheld)] = 0
     mobility = np.linalg.norm(expressions, axis=-1).sum(0)
     stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
     usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
     problem = Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable, np.ones(len(base)),
-                       unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, system=ExpressionSystem(expressions))
+                      unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, height=height, system=ExpressionSystem(expressions),
+                      certainty=np.ones(points.shape[:2]) if certainty is None else certainty)
+    problem.corrected[list(withheld)] = 0
     if model.bounds is not None:
         problem.lower, problem.upper = model.bounds.T.astype(np.float32)
     return problem
@@ -201,9 +221,10 @@ def _prior(problem: Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
     return quadratic.astype(np.float32), linear.astype(np.float32)
 
 
-def fit_expressions(problem: Problem, head: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
-                     strength: float, steps: int = 1, given: np.ndarray | None = None) -> np.ndarray:
-    """Expressions (T,E) in their bounds for given poses; mouthClose never exceeds jawOpen. `given` (T,E): values to keep, NaN = solve."""
+def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
+                    strength: float, steps: int = 1, given: np.ndarray | None = None) -> np.ndarray:
+    """Expressions (T,E) of some frames (T,) in their bounds for given poses; mouthClose never exceeds jawOpen. `given` (T,E): values to keep, NaN = solve."""
+    picture, base = problem.picture[frames], problem.base * problem.certainty[frames]
     quadratic, linear = _prior(problem, strength)
     pair = jaw_pair(problem.names)
     lower, highest = np.repeat(problem.lower[None], len(e), 0), np.repeat(problem.upper[None], len(e), 0)
@@ -217,7 +238,7 @@ def fit_expressions(problem: Problem, head: np.ndarray, focal: float, picture: n
         camera, seen = project(head + moved + response, R, t, focal)
         D = picture_gradient(camera, R, focal) / problem.unit
         residual = (picture - seen) / problem.unit
-        weights = problem.base * robust_weights(residual, ROBUST)
+        weights = base * robust_weights(residual, ROBUST)
         H, g = problem.system.normal(D, weights, residual + np.einsum("tnij,tnj->tni", D, moved))
         upper = highest.copy()
         if pair is not None:
@@ -233,25 +254,29 @@ def jaw_pair(names: tuple[str, ...]) -> tuple[int, int] | None:
     return (names.index("mouthClose"), names.index("jawOpen")) if {"mouthClose", "jawOpen"} <= set(names) else None
 
 
-def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14) -> Identity:
-    """Shape, focal length and landmark corrections from keyframes."""
+def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start: tuple[Identity, Poses] | None = None) -> Identity:
+    """Shape, focal length and landmark corrections from keyframes. start: a solution for about the same landmarks, from which fewer rounds are enough."""
     frames = _keyframes(problem, config.keyframes)
-    picture = problem.picture[frames]
-    focal = config.focal or FOCAL * problem.width
-    shape, offsets = np.zeros(len(problem.shapes)), np.zeros_like(problem.head)
-    e = np.zeros((len(frames), len(problem.names)))
-    R, t = affine_pose(problem.head, picture, problem.stable, focal)
-    R, t = refine_pose(lambda R: problem.place(problem.head, e, R), picture, R, t, focal, problem.stable, 6 * ROBUST * problem.unit, 8)
-    for round_ in range(rounds):
+    picture, certainty = problem.picture[frames], problem.certainty[frames]
+    stable = problem.stable * certainty
+    offsets = np.zeros_like(problem.head)
+    if start is not None:
+        identity, poses = start
+        shape, focal, R, t, e = identity.shape, identity.focal, poses.R[frames], poses.t[frames], poses.e[frames]
+    else:
+        focal, shape, e = config.focal or FOCAL * problem.width, np.zeros(len(problem.shapes)), np.zeros((len(frames), len(problem.names)))
+        R, t = affine_pose(problem.head, picture, problem.stable, focal)
+        R, t = refine_pose(lambda R: problem.place(problem.head, e, R), picture, R, t, focal, stable, 6 * ROBUST * problem.unit, 8)
+    for round_ in range(rounds // 2 if start is not None else 0, rounds):
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
-        weights = problem.stable if round_ < rounds // 2 else np.minimum(problem.base, 1)
+        weights = stable if round_ < rounds // 2 else np.minimum(problem.base, 1) * certainty
         shape, focal, R, t = _shape_step(problem, head, shape, focal, picture, R, t, e, weights, config.focal == 0)
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         if round_ >= 2:
-            e = fit_expressions(problem, head, focal, picture, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
-        R, t = refine_pose(lambda R: problem.place(head, e, R), picture, R, t, focal, problem.stable, ROBUST * problem.unit, 2)
+            e = fit_expressions(problem, head, focal, frames, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
+        R, t = refine_pose(lambda R: problem.place(head, e, R), picture, R, t, focal, stable, ROBUST * problem.unit, 2)
         if round_ >= rounds - 5:
-            offsets = _offset_step(problem, head, offsets, focal, picture, R, t, e)
+            offsets = _offset_step(problem, head, offsets, focal, frames, R, t, e)
     return Identity(shape, problem.head + np.tensordot(shape, problem.shapes, 1) + offsets, offsets, float(focal))
 
 
@@ -281,35 +306,35 @@ def _shape_step(problem: Problem, head: np.ndarray, shape: np.ndarray, focal: fl
     return np.clip(shape + step[:-1], -4, 4), float(focal * np.exp(np.clip(step[-1], -0.3, 0.3))), R, t
 
 
-def _offset_step(problem: Problem, head: np.ndarray, offsets: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray) -> np.ndarray:
-    """Constant correction of every landmark (N,3) mm: ridge regression of what remains, the unseen direction stays."""
+def _offset_step(problem: Problem, head: np.ndarray, offsets: np.ndarray, focal: float, frames: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """Constant correction of every landmark (N,3) mm: ridge regression of what remains in some frames, the unseen direction stays."""
     camera, seen = project(problem.place(head, e, R), R, t, focal)
     D = picture_gradient(camera, R, focal) / problem.unit
-    residual = (picture - seen) / problem.unit
-    w = problem.corrected * robust_weights(residual, ROBUST)
+    residual = (problem.picture[frames] - seen) / problem.unit
+    w = problem.corrected * problem.certainty[frames] * robust_weights(residual, ROBUST)
     residual = residual + np.einsum("tnij,nj->tni", D, offsets)
     H = np.einsum("tnia,tnib,tn->nab", D, D, w, optimize=True) + OFFSET_PRIOR * len(R) * np.eye(3)
     g = np.einsum("tnia,tni,tn->na", D, residual, w, optimize=True)
     return np.linalg.solve(H, g[..., None])[..., 0]
 
 
-def solve_poses(problem: Problem, identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pose of all valid frames in chunks, with the expressions that it was found under; other frames stay zero."""
+def solve_poses(problem: Problem, identity: Identity, start: Poses | None = None) -> Poses:
+    """Pose of all valid frames in chunks, with the expressions that it was found under; other frames stay zero. start: those of about the same landmarks."""
     T, E = len(problem.picture), len(problem.names)
-    R, t, e = np.zeros((T, 3, 3)), np.zeros((T, 3)), np.zeros((T, E))
+    R, t, e = (np.zeros((T, 3, 3)), np.zeros((T, 3)), np.zeros((T, E))) if start is None else (start.R.copy(), start.t.copy(), start.e.copy())
     head, focal, kernel = identity.head, identity.focal, ROBUST * problem.unit
 
     def work(chunk: np.ndarray) -> None:
-        picture, ec = problem.picture[chunk], e[chunk]
-        Rc, tc = affine_pose(head, picture, problem.stable, focal)
-        Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, problem.stable, 3 * kernel, 3)
-        for strength in (STRONG, STRONG, WEAK):
-            ec = fit_expressions(problem, head, focal, picture, Rc, tc, ec, strength)
-            Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, problem.stable, kernel, 2)
+        picture, ec, stable = problem.picture[chunk], e[chunk], problem.stable * problem.certainty[chunk]
+        Rc, tc = affine_pose(head, picture, problem.stable, focal) if start is None else (R[chunk], t[chunk])
+        Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, stable, 3 * kernel, 3 if start is None else 1)
+        for strength in (STRONG, STRONG, WEAK) if start is None else (WEAK,):
+            ec = fit_expressions(problem, head, focal, chunk, Rc, tc, ec, strength)
+            Rc, tc = refine_pose(lambda R: problem.place(head, ec, R), picture, Rc, tc, focal, stable, kernel, 2)
         R[chunk], t[chunk], e[chunk] = Rc, tc, ec
 
     _each_chunk(problem, work)
-    return R, t, e
+    return Poses(np.flatnonzero(problem.valid), R, t, e)
 
 
 def _each_chunk(problem: Problem, work: Callable[[np.ndarray], None]) -> None:
@@ -322,14 +347,16 @@ def _each_chunk(problem: Problem, work: Callable[[np.ndarray], None]) -> None:
         list(pool.map(work, chunks))
 
 
-def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
-                  model: MorphableModel, config: FitConfig, pictures: Callable[[], Iterable[np.ndarray]] | None) -> tuple[Track, np.ndarray, tuple[float, float] | None]:
-    """Poses, gaze, then expressions beside both; gaps filled, smooth without lag. Returns the track, its landmarks (T,N,2) px and what pixels changed.
+def _solve_frames(problem: Problem, identity: Identity, poses: Poses, detected: Problem, pictures: Callable[[], Iterable[np.ndarray]] | None, points: np.ndarray,
+                  clip_starts: Sequence[int], fps: float, model: MorphableModel, config: FitConfig) -> tuple[Track, np.ndarray, tuple[float, float] | None]:
+    """Gaze, then expressions beside it and the poses; gaps filled, smooth without lag. Returns the track, where a detector would see its landmarks (T,N,2) px
+    and what pixels changed.
 
+    detected: the problem of the detector's own landmarks, points (T,N,2): gaze comes from its irises, whatever the rest is fitted to.
     Expressions are fitted under the unsmoothed pose: where the detector shakes the whole face, the pose takes it up, not the lips.
     """
     valid, names, focal = problem.valid, problem.names, identity.focal
-    R, t, e = solve_poses(problem, identity)
+    R, t, e = poses.R, poses.t, poses.e
     certainty = np.where(valid, 1.0, 0.05)
     per_second = (fps / 25) ** 4  # the same cut-off in Hz at any frame rate
     smooth = lambda x, strength: whittaker(fill_gaps(x, valid, clip_starts), strength * per_second, clip_starts, certainty)  # noqa: E731
@@ -340,13 +367,13 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
         rotation, translation = from_frontal(smooth(relative, config.pose_smoothing)), smooth(t, config.pose_smoothing)
         if points.shape[1] != 478 or model.eye_centres is None:
             return rotation, translation, np.zeros((len(t), 2, 2)), None
-        gaze = find_gaze(problem, identity, rotation, translation, e, points, clip_starts, model, per_second)
+        gaze = find_gaze(detected, as_detected(detected, problem, identity, Poses(poses.frames, R, t, e))[0], rotation, translation, e, points, clip_starts, model, per_second)
         return rotation, translation, gaze, looks_of(names, gaze)
 
     rotation, translation, gaze, looks = settle()
 
     def refit(chunk: np.ndarray) -> None:
-        e[chunk] = fit_expressions(problem, identity.head, focal, problem.picture[chunk], R[chunk], t[chunk], e[chunk], WEAK, 2,
+        e[chunk] = fit_expressions(problem, identity.head, focal, chunk, R[chunk], t[chunk], e[chunk], WEAK, 2,
                                    None if looks is None else looks[chunk])
 
     _each_chunk(problem, refit)
@@ -364,12 +391,23 @@ def _solve_frames(problem: Problem, identity: Identity, points: np.ndarray, clip
     e = blinks_alone(e, names, rotation, valid)
     if (pair := jaw_pair(names)) is not None:
         e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
-    turns = axis_angle_to_matrix(rotation)
-    _, seen = project(problem.place(identity.head, e, turns), turns, translation, focal)
-    track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(focal, width, height, len(t)), shape=identity.shape, expression=e,
+    seen = as_detected(detected, problem, identity, Poses(poses.frames, axis_angle_to_matrix(rotation), translation, e))[1]
+    track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(focal, problem.width, problem.height, len(t)), shape=identity.shape, expression=e,
                   rotation=rotation, translation=translation, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
                   expression_names=names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
-    return track, seen + np.array([width / 2, height / 2]), photometric
+    return track, seen, photometric
+
+
+def as_detected(detected: Problem, problem: Problem, identity: Identity, poses: Poses) -> tuple[Identity, np.ndarray]:
+    """The same person as a detector sees them, and where it would see the landmarks (T,N,2) px: with its response, and with the corrections that remain."""
+    if detected is not problem:
+        head = detected.head + np.tensordot(identity.shape, detected.shapes, 1)
+        frames = poses.frames[np.linspace(0, len(poses.frames) - 1, min(len(poses.frames), SOME)).astype(int)]
+        offsets = _offset_step(detected, head, np.zeros_like(head), identity.focal, frames, poses.R[frames], poses.t[frames], poses.e[frames])
+        identity = replace(identity, head=head + offsets, offsets=offsets)
+    with np.errstate(invalid="ignore", divide="ignore"):  # frames without a face may have no pose yet
+        seen = project(detected.place(identity.head, poses.e, poses.R), poses.R, poses.t, identity.focal)[1]
+    return identity, seen + np.array([detected.width, detected.height]) / 2
 
 
 def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Callable[[], Iterable[np.ndarray]], R: np.ndarray, t: np.ndarray, e: np.ndarray,

@@ -90,7 +90,7 @@ def test_the_whole_fit_is_closer_with_pixels_where_landmarks_err_alike(scene):
     model, track, pictures, points = scene
     wrong = points + 0.02 * np.abs(points - points.mean(1, keepdims=True)) * np.sign(track.rotation[:, 1:2, None])
     said = {}
-    config = FitConfig(focal=2.5 * SIZE, keyframes=FRAMES, pose_smoothing=0, expression_smoothing=0)
+    config = FitConfig(corrector=False, focal=2.5 * SIZE, keyframes=FRAMES, pose_smoothing=0, expression_smoothing=0)
     with_pixels = solve(wrong, track.valid, (0,), 25, SIZE, SIZE, model, config, said, pictures=lambda: pictures)
     before, after = said["photometric"]
     assert after < before
