@@ -116,10 +116,10 @@ def correct(model: MorphableModel, shape: np.ndarray, focal: float, poses: Poses
         return unroll(atlas, picture, model.vertices(shape, poses.e[index]), poses.R[index], poses.t[index], focal)[0]
 
     jobs = (job for job in enumerate(pictures) if job[0] < len(looked) and looked[job[0]])
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, torch.inference_mode():
         while batch := list(islice(jobs, BATCH)):
             at, faces = [index for index, _ in batch], np.stack(list(pool.map(one, batch)))
-            displacement[at], spread[at] = (x.float().numpy() for x in network(as_input(faces)))
+            displacement[at], spread[at] = (x.numpy() for x in network(as_input(faces)))
             centre = np.array(batch[0][1].shape[1::-1]) / 2
     pick = lambda arrays: np.asarray(model.points(arrays, atlas.scheme), np.float64)[..., :LANDMARKS, :]  # noqa: E731 - linear
     rest = pick(model.mean) + np.tensordot(shape, pick(model.shape_basis[: len(shape)]), 1)

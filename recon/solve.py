@@ -126,7 +126,8 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         detected = problem = make(points, model)
         identity = solve_identity(problem, config)
         poses = solve_poses(problem, identity)
-        if pictures is not None and config.corrector and points.shape[1] == 478 and model.model_id == load_model().model_id:
+        large = pictures is not None and 100 * problem.unit >= SMALLEST
+        if large and config.corrector and points.shape[1] == 478 and model.model_id == load_model().model_id:
             from recon.corrector import correct
 
             for _ in range(PASSES):
@@ -137,7 +138,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
                 problem = make(found, model.without_response(), 1 / (1 + (deviation / UNSURE) ** 2))
                 identity = solve_identity(problem, config, start=(identity, poses))
                 poses = solve_poses(problem, identity, poses)
-        track, projected, photometric = _solve_frames(problem, identity, poses, detected, pictures if config.photometric else None, points, clip_starts, fps, model, config)
+        track, projected, photometric = _solve_frames(problem, identity, poses, detected, pictures if large and config.photometric else None, points, clip_starts, fps, model, config)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
         expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
         expression[:, columns] = track.expression
@@ -378,7 +379,7 @@ def _solve_frames(problem: Problem, identity: Identity, poses: Poses, detected: 
 
     _each_chunk(problem, refit)
     photometric = None
-    if pictures is not None and 100 * problem.unit >= SMALLEST:
+    if pictures is not None:
         clock = time.perf_counter()
         R, t, e, change = refine(problem, identity, model, pictures, R, t, e, looks, config)
         photometric = (*change, time.perf_counter() - clock)
@@ -405,8 +406,9 @@ def as_detected(detected: Problem, problem: Problem, identity: Identity, poses: 
         frames = poses.frames[np.linspace(0, len(poses.frames) - 1, min(len(poses.frames), SOME)).astype(int)]
         offsets = _offset_step(detected, head, np.zeros_like(head), identity.focal, frames, poses.R[frames], poses.t[frames], poses.e[frames])
         identity = replace(identity, head=head + offsets, offsets=offsets)
-    with np.errstate(invalid="ignore", divide="ignore"):  # frames without a face may have no pose yet
-        seen = project(detected.place(identity.head, poses.e, poses.R), poses.R, poses.t, identity.focal)[1]
+    R = np.where(poses.R.any((1, 2), keepdims=True), poses.R, FRONTAL)  # frames without a face may have no pose yet
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seen = project(detected.place(identity.head, poses.e, R), R, poses.t, identity.focal)[1]
     return identity, seen + np.array([detected.width, detected.height]) / 2
 
 

@@ -115,6 +115,14 @@ def test_a_fit_is_better_with_it(phantom):
     assert errors[True][0] < errors[False][0] and errors[True][1] < errors[False][1]
 
 
+def test_a_clip_with_a_gap_is_fitted_with_it(phantom):
+    track, pictures = phantom
+    valid, points = np.arange(FRAMES) != 3, landmarks(track)
+    points[3] = np.nan
+    fitted = solve(points, valid, (0, 5), 25, 256, 256, load_model(), FitConfig(photometric=False), pictures=lambda: pictures)
+    assert all(np.isfinite(x).all() for x in (fitted.rotation, fitted.translation, fitted.expression)) and not fitted.valid[3]
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "shape"])
 def test_a_damaged_network_is_refused_in_one_sentence(tmp_path, damage):
     path = tmp_path / FILE
