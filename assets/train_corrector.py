@@ -33,7 +33,7 @@ from torch import nn  # noqa: E402
 from recon import landmarks as lm  # noqa: E402
 from recon.atlas import Atlas, make_atlas, unroll  # noqa: E402
 from recon.config import FitConfig  # noqa: E402
-from recon.corrector import BATCH, FILE, LANDMARKS, Corrector, as_input, load_corrector  # noqa: E402
+from recon.corrector import BATCH, FILE, LANDMARKS, Corrector, as_input, load_corrector, seen  # noqa: E402
 from recon.landmarks import load_detector, quiet_native_log  # noqa: E402
 from recon.model import MorphableModel, load_model  # noqa: E402
 from recon.solve import solve  # noqa: E402
@@ -97,14 +97,14 @@ def starts(path: Path) -> Path:
         return out
     model, random = load_model(), np.random.default_rng([int(path.stem), 3])
     atlas, rows = _atlas(), []
+    marks = lambda shape, e: model.points(model.vertices(shape, e), atlas.scheme)[None, :LANDMARKS].astype(float)  # noqa: E731
     with np.load(path) as data:
         d = {name: data[name] for name in data.files}
     S, true_focal, fitted_focal = len(d["fitted_shape"]), float(d["true_focal"]), float(d["fitted_focal"])
     for i, picture in enumerate(d["pictures"]):
         R, R_fit = (axis_angle_to_matrix(d[f"{k}_rotation"][i : i + 1].astype(float))[0] for k in ("true", "fitted"))
         t, t_fit, e, e_fit = (d[f"{k}_{name}"][i].astype(float) for name in ("translation", "expression") for k in ("true", "fitted"))
-        truth = _atlas().model.points(model.vertices(d["shape"], e), "mediapipe478")[:LANDMARKS].astype(float) @ R.T + t
-        truth = true_focal * truth[:, :2] / truth[:, 2:] + SIZE / 2
+        truth = seen(marks(d["shape"], e), R[None], t[None], true_focal)[0]
         for low, high in SHARES:
             share, noise = random.uniform(low, high), random.random()
             turn = share * matrix_to_axis_angle((R_fit @ R.T)[None])[0] + noise * TURN * random.normal(size=3)
@@ -113,9 +113,10 @@ def starts(path: Path) -> Path:
             shape = (1 - share) * d["shape"]
             shape[:S] += share * d["fitted_shape"] + noise * SHAPE * random.normal(size=S)
             focal = float(true_focal * (fitted_focal / true_focal) ** share)
-            face, px, slope = unroll(atlas, picture, model.vertices(shape, expression), axis_angle_to_matrix(turn[None])[0] @ R, at, focal)
-            scale = at[2] / focal
-            rows.append((face, (slope[:LANDMARKS] * scale).astype(np.float16), ((truth - px[:LANDMARKS]) * scale).astype(np.float16)))
+            turned, scale = axis_angle_to_matrix(turn[None]) @ R, at[2] / focal
+            px, slopes = seen(marks(shape, expression), turned, at[None], focal)
+            rows.append((unroll(atlas, picture, model.vertices(shape, expression), turned[0], at, focal), (slopes[0] * scale).astype(np.float16),
+                         ((truth - px)[0] * scale).astype(np.float16)))
     with atomic_path(out) as temporary:
         with open(temporary, "wb") as stream:
             np.savez(stream, **dict(zip(("faces", "slopes", "offsets"), map(np.stack, zip(*rows)))))

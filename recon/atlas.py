@@ -13,7 +13,7 @@ from numba import njit
 
 from recon.contrast import contrast, look, visible
 from recon.model import MorphableModel
-from recon.quadratic import picture_gradient, project
+from recon.quadratic import project
 from render.camera import Camera
 from render.raster import rasterise, vertex_normals
 
@@ -80,11 +80,8 @@ def _unrolled(points: np.ndarray, eyes: np.ndarray) -> np.ndarray:
     return np.stack([np.arctan2(x, z - AXIS) * RADIUS, y - MIDDLE, np.hypot(x, z - AXIS)], 1)
 
 
-def unroll(atlas: Atlas, picture: np.ndarray, vertices: np.ndarray, R: np.ndarray, t: np.ndarray, focal: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a picture (H,W,3) uint8 shows of a mesh, vertices (V,3) mm under the pose R (3,3), t (3,): (CHANNELS,SIDE,SIDE) int8 in `STEPS`.
-
-    Also its landmarks: where they are, (N,2) px, and how these move with them, (N,2,3) px per mm in the head frame.
-    """
+def unroll(atlas: Atlas, picture: np.ndarray, vertices: np.ndarray, R: np.ndarray, t: np.ndarray, focal: float) -> np.ndarray:
+    """What a picture (H,W,3) uint8 shows of a mesh, vertices (V,3) mm under the pose R (3,3), t (3,): (CHANNELS,SIDE,SIDE) int8 in `STEPS`."""
     import cv2
 
     centre = np.array(picture.shape[1::-1]) / 2
@@ -112,7 +109,4 @@ def unroll(atlas: Atlas, picture: np.ndarray, vertices: np.ndarray, R: np.ndarra
     out[4] = -np.einsum("ij,ij->i", normals, camera) / length(camera)
     out[5:] = normals[:, :2].T
     out[:4] *= shown * (out[4] > 0)
-    marks = atlas.model.points(vertices.astype(np.float64), atlas.scheme)[None]
-    marks_camera, marks_px = project(marks, R[None], t[None], focal)
-    out = np.clip(np.round(out * STEPS[:, None]), -127, 127).astype(np.int8).reshape(CHANNELS, SIDE, SIDE)
-    return out, marks_px[0] + centre, picture_gradient(marks_camera, R[None], focal)[0]
+    return np.clip(np.round(out * STEPS[:, None]), -127, 127).astype(np.int8).reshape(CHANNELS, SIDE, SIDE)

@@ -95,6 +95,12 @@ def load_corrector(path: Path | None = None) -> tuple[Corrector, Atlas]:
     return network.eval().to(memory_format=torch.channels_last), atlas
 
 
+def seen(heads: np.ndarray, R: np.ndarray, t: np.ndarray, focal: float) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks (T,N,3) mm in the head frame under poses R (T,3,3), t (T,3): px (T,N,2) about the principal point, and px per mm that they move (T,N,2,3)."""
+    camera, px = project(heads, R, t, focal)
+    return px, picture_gradient(camera, R, focal)
+
+
 def correct(model: MorphableModel, shape: np.ndarray, focal: float, poses: Poses, points: np.ndarray, expected: np.ndarray, pictures: Iterable[np.ndarray],
             clip_starts: Sequence[int] = (0,)) -> tuple[np.ndarray, np.ndarray]:
     """Landmarks (T,478,2) px where the network and the detector together put them, and the deviation (T,478) mm of either coordinate.
@@ -113,7 +119,7 @@ def correct(model: MorphableModel, shape: np.ndarray, focal: float, poses: Poses
 
     def one(job: tuple[int, np.ndarray]) -> np.ndarray:
         index, picture = job
-        return unroll(atlas, picture, model.vertices(shape, poses.e[index]), poses.R[index], poses.t[index], focal)[0]
+        return unroll(atlas, picture, model.vertices(shape, poses.e[index]), poses.R[index], poses.t[index], focal)
 
     jobs = (job for job in enumerate(pictures) if job[0] < len(looked) and looked[job[0]])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, torch.inference_mode():
@@ -123,8 +129,8 @@ def correct(model: MorphableModel, shape: np.ndarray, focal: float, poses: Poses
             centre = np.array(batch[0][1].shape[1::-1]) / 2
     pick = lambda arrays: np.asarray(model.points(arrays, atlas.scheme), np.float64)[..., :LANDMARKS, :]  # noqa: E731 - linear
     rest = pick(model.mean) + np.tensordot(shape, pick(model.shape_basis[: len(shape)]), 1)
-    camera, px = project(rest + np.tensordot(poses.e[frames], pick(model.expression_basis), 1), poses.R[frames], poses.t[frames], focal)
-    slopes, missed = picture_gradient(camera, poses.R[frames], focal), (points - expected)[frames, :LANDMARKS]
+    px, slopes = seen(rest + np.tensordot(poses.e[frames], pick(model.expression_basis), 1), poses.R[frames], poses.t[frames], focal)
+    missed = (points - expected)[frames, :LANDMARKS]
     beyond = np.zeros((*spread.shape, 2))
     beyond[frames] = np.einsum("tnij,tnj->tni", slopes, displacement[frames]) - missed
     beyond, spread = (fill_gaps(values, looked, clip_starts)[frames] for values in (beyond, spread))

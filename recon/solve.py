@@ -131,7 +131,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
             from recon.corrector import correct
 
             for _ in range(PASSES):
-                expected = as_detected(detected, problem, identity, poses)[1]
+                expected = expected_points(detected, as_detected(detected, problem, identity, poses), poses)
                 begun = time.perf_counter()
                 found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts)
                 correcting += time.perf_counter() - begun
@@ -368,14 +368,13 @@ def _solve_frames(problem: Problem, identity: Identity, poses: Poses, detected: 
         rotation, translation = from_frontal(smooth(relative, config.pose_smoothing)), smooth(t, config.pose_smoothing)
         if points.shape[1] != 478 or model.eye_centres is None:
             return rotation, translation, np.zeros((len(t), 2, 2)), None
-        gaze = find_gaze(detected, as_detected(detected, problem, identity, Poses(poses.frames, R, t, e))[0], rotation, translation, e, points, clip_starts, model, per_second)
+        gaze = find_gaze(detected, as_detected(detected, problem, identity, Poses(poses.frames, R, t, e)), rotation, translation, e, points, clip_starts, model, per_second)
         return rotation, translation, gaze, looks_of(names, gaze)
 
     rotation, translation, gaze, looks = settle()
 
     def refit(chunk: np.ndarray) -> None:
-        e[chunk] = fit_expressions(problem, identity.head, focal, chunk, R[chunk], t[chunk], e[chunk], WEAK, 2,
-                                   None if looks is None else looks[chunk])
+        e[chunk] = fit_expressions(problem, identity.head, focal, chunk, R[chunk], t[chunk], e[chunk], WEAK, 2, None if looks is None else looks[chunk])
 
     _each_chunk(problem, refit)
     photometric = None
@@ -392,24 +391,28 @@ def _solve_frames(problem: Problem, identity: Identity, poses: Poses, detected: 
     e = blinks_alone(e, names, rotation, valid)
     if (pair := jaw_pair(names)) is not None:
         e[:, pair[0]] = np.minimum(e[:, pair[0]], e[:, pair[1]])
-    seen = as_detected(detected, problem, identity, Poses(poses.frames, axis_angle_to_matrix(rotation), translation, e))[1]
+    poses = Poses(poses.frames, axis_angle_to_matrix(rotation), translation, e)
     track = Track(fps=fps, model_id=model.model_id, camera=Camera.simple(focal, problem.width, problem.height, len(t)), shape=identity.shape, expression=e,
                   rotation=rotation, translation=translation, gaze=gaze, torso=np.zeros((len(t), 0)), valid=valid,
                   expression_names=names, clip_starts=tuple(clip_starts), meta={"landmarks": lm.SCHEMES[points.shape[1]]})
-    return track, seen, photometric
+    return track, expected_points(detected, as_detected(detected, problem, identity, poses), poses), photometric
 
 
-def as_detected(detected: Problem, problem: Problem, identity: Identity, poses: Poses) -> tuple[Identity, np.ndarray]:
-    """The same person as a detector sees them, and where it would see the landmarks (T,N,2) px: with its response, and with the corrections that remain."""
-    if detected is not problem:
-        head = detected.head + np.tensordot(identity.shape, detected.shapes, 1)
-        frames = poses.frames[np.linspace(0, len(poses.frames) - 1, min(len(poses.frames), SOME)).astype(int)]
-        offsets = _offset_step(detected, head, np.zeros_like(head), identity.focal, frames, poses.R[frames], poses.t[frames], poses.e[frames])
-        identity = replace(identity, head=head + offsets, offsets=offsets)
+def as_detected(detected: Problem, problem: Problem, identity: Identity, poses: Poses) -> Identity:
+    """The same person as a detector sees them: landmarks with its response, and with the corrections that remain."""
+    if detected is problem:
+        return identity
+    head = detected.head + np.tensordot(identity.shape, detected.shapes, 1)
+    frames = poses.frames[np.linspace(0, len(poses.frames) - 1, min(len(poses.frames), SOME)).astype(int)]
+    offsets = _offset_step(detected, head, np.zeros_like(head), identity.focal, frames, poses.R[frames], poses.t[frames], poses.e[frames])
+    return replace(identity, head=head + offsets, offsets=offsets)
+
+
+def expected_points(detected: Problem, identity: Identity, poses: Poses) -> np.ndarray:
+    """Where the detector would see the landmarks, (T,N,2) px."""
     R = np.where(poses.R.any((1, 2), keepdims=True), poses.R, FRONTAL)  # frames without a face may have no pose yet
     with np.errstate(invalid="ignore", divide="ignore"):
-        seen = project(detected.place(identity.head, poses.e, R), R, poses.t, identity.focal)[1]
-    return identity, seen + np.array([detected.width, detected.height]) / 2
+        return project(detected.place(identity.head, poses.e, R), R, poses.t, identity.focal)[1] + np.array([detected.width, detected.height]) / 2
 
 
 def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Callable[[], Iterable[np.ndarray]], R: np.ndarray, t: np.ndarray, e: np.ndarray,

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from recon.assets import asset
 from recon.atlas import CHANNELS, SIDE, make_atlas, unroll
 from recon.config import FitConfig
-from recon.corrector import FILE, LANDMARKS, correct, load_corrector
+from recon.corrector import FILE, LANDMARKS, correct, load_corrector, seen
 from recon.landmarks import load_detector
 from recon.model import load_model
 from recon.photometric import Poses
@@ -65,7 +65,7 @@ def fit_of(track):
 def test_a_face_looks_the_same_unrolled_however_the_head_is_turned(phantom):
     track, pictures = phantom
     yaw = np.abs(track.rotation[:, 1])
-    a, b = (unrolled(track, pictures, int(i))[0] for i in (yaw.argmin(), yaw.argmax()))
+    a, b = (unrolled(track, pictures, int(i)) for i in (yaw.argmin(), yaw.argmax()))
     assert a.shape == (CHANNELS, SIDE, SIDE) and a.dtype == np.int8
     both = (a[4] > 40) & (b[4] > 40) & (a[0] != 0) & (b[0] != 0)
     right = np.corrcoef(a[2][both], b[2][both])[0, 1]
@@ -74,11 +74,13 @@ def test_a_face_looks_the_same_unrolled_however_the_head_is_turned(phantom):
 
 
 def test_slopes_say_how_landmarks_move(phantom):
-    track, pictures = phantom
-    _, px, slope = unrolled(track, pictures, 2)
-    np.testing.assert_allclose(px, landmarks(track)[2], atol=0.02)
+    track, _ = phantom
+    model, R = load_model(), axis_angle_to_matrix(track.rotation[2:3].astype(float))
+    heads = model.points(model.vertices(track.shape, track.expression[2:3]), "mediapipe478").astype(float)
+    px, slope = (x[0] for x in seen(heads, R, track.translation[2:3].astype(float), float(track.camera.K[0, 0])))
+    np.testing.assert_allclose(px + np.array([128, 128]), landmarks(track)[2], atol=0.02)
     step = np.array([0.5, -0.3, 0.4])
-    turned = axis_angle_to_matrix(track.rotation[2:3].astype(float))[0] @ step
+    turned = R[0] @ step
     moved = landmarks(track.replace(translation=track.translation + turned))[2] - landmarks(track)[2]
     np.testing.assert_allclose(slope @ step, moved, atol=0.01)
 
@@ -106,11 +108,11 @@ def test_frames_without_a_face_stay_as_they_are(phantom):
 
 def test_a_fit_is_better_with_it(phantom):
     track, pictures = phantom
-    seen = load_detector("mediapipe").detect(pictures)
-    assert seen.valid.all()
+    detected = load_detector("mediapipe").detect(pictures)
+    assert detected.valid.all()
     errors = {}
     for corrector in (False, True):
-        fitted = solve(seen.points, seen.valid, (0,), 25, 256, 256, load_model(), FitConfig(corrector=corrector, photometric=False, pose_smoothing=0), pictures=lambda: pictures)
+        fitted = solve(detected.points, detected.valid, (0,), 25, 256, 256, load_model(), FitConfig(corrector=corrector, photometric=False, pose_smoothing=0), pictures=lambda: pictures)
         errors[corrector] = np.degrees(np.median(angle_between(fitted.rotation, track.rotation))), np.abs(fitted.column("jawOpen") - track.column("jawOpen")).mean()
     assert errors[True][0] < errors[False][0] and errors[True][1] < errors[False][1]
 
