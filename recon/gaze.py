@@ -13,7 +13,7 @@ from recon.smooth import fill_gaps, whittaker
 from render.rotations import axis_angle_to_matrix
 
 if TYPE_CHECKING:
-    from recon.solve import Identity, Problem
+    from recon.problem import Identity, Problem
 
 LOOKS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut")  # follow from gaze, not from landmarks
 LOOK_ANGLE = np.deg2rad(30)  # gaze at which an eyeLook coefficient is 1

@@ -9,19 +9,20 @@ as a weaker prior. The shape is left alone: textures slide along with it, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 from numba import njit
 
 from recon.contrast import contrast, look, visible
 from recon.model import MorphableModel
+from recon.problem import ROBUST, WEAK, expression_prior, jaw_pair
 from recon.quadratic import apply_step, bounded_minimum, picture_gradient, project, robust_weights
 from render.raster import vertex_normals
 from render.rotations import matrix_to_axis_angle
 
 if TYPE_CHECKING:
-    from recon.solve import Identity, Problem
+    from recon.problem import Identity, Problem
 
 IOD = 48.0  # interocular distance, px, that pictures are reduced to
 SMALLEST = 20.0  # interocular distance, px, below which a picture shows too little to refine by
@@ -137,13 +138,11 @@ def _weighted(M, v, points, basis, G, U, g):
 
 
 class Refiner:
-    """Aligns frames to textures that they share. prior: quadratic (E,E) and linear (E,) part for expressions; highest (T,E), lowest (T,E): bounds."""
+    """Aligns frames to textures that they share. lowest, highest (T,E): bounds of expressions."""
 
-    def __init__(self, problem: Problem, identity: Identity, model: MorphableModel, prior: tuple[np.ndarray, np.ndarray],
-                 lowest: np.ndarray, highest: np.ndarray, pair: tuple[int, int] | None, kernel: float) -> None:
-        """pair: columns of mouthClose and jawOpen; kernel: of robust landmarks."""
-        self.problem, self.identity, self.model, self.pair, self.kernel = problem, identity, model, pair, kernel
-        self.quadratic, self.linear = TRUST * STIFF * prior[0], TRUST * STIFF * prior[1]
+    def __init__(self, problem: Problem, identity: Identity, model: MorphableModel, lowest: np.ndarray, highest: np.ndarray) -> None:
+        self.problem, self.identity, self.model, self.pair = problem, identity, model, jaw_pair(problem.names)
+        self.quadratic, self.linear = (TRUST * STIFF * part for part in expression_prior(problem, WEAK))
         self.lowest, self.highest = lowest, highest
         self.faces_at, self.weights_at = sample_surface(model)
         S = len(identity.shape)
@@ -222,7 +221,7 @@ class Refiner:
         camera, seen = project(heads, poses.R, poses.t, focal)
         D = picture_gradient(camera, poses.R, focal) / problem.unit
         r = (problem.picture[poses.frames] - seen) / problem.unit
-        w = TRUST * problem.base * problem.certainty[poses.frames] * robust_weights(r, self.kernel)
+        w = TRUST * problem.base * problem.certainty[poses.frames] * robust_weights(r, ROBUST)
         weighted = D * w[..., None, None]
         M = weighted[..., 0, :, None] * D[..., 0, None, :] + weighted[..., 1, :, None] * D[..., 1, None, :]
         return heads.astype(np.float32), M.astype(np.float32), (weighted * r[..., None]).sum(-2).astype(np.float32)

@@ -2,8 +2,7 @@
 
 A batched least-squares problem in two parts. Well-spread keyframes determine identity, focal length and a
 constant correction of every landmark (what the detector calls a mouth corner need not be where the model has it).
-Then all frames are solved in chunks. Both are done again once `recon.corrector` has looked at the result. Residuals count in hundredths of the face's interocular distance, so priors
-hold at any resolution.
+Then all frames are solved in chunks. Both are done again once `recon.corrector` has looked at the result.
 
 Pose is found under a strong expression prior from points that expressions hardly move; only then are expressions
 refitted under a weak one. Otherwise expressions absorb rotation.
@@ -14,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Callable, Iterable, Sequence
 
@@ -26,8 +25,8 @@ from recon.gaze import LOOKS, find_gaze, looks_of
 from recon.lids import blinks_alone
 from recon.model import MorphableModel, fitted_part, load_model
 from recon.photometric import BATCH, SMALLEST, Poses, Refiner
-from recon.quadratic import (ExpressionSystem, affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project,
-                             refine_pose, robust_weights)
+from recon.problem import ROBUST, STRONG, WEAK, Identity, Problem, expression_prior, jaw_pair, keyframes, make_problem
+from recon.quadratic import affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project, refine_pose, robust_weights
 from recon.response import turned
 from recon.smooth import fill_gaps, whittaker
 from recon.track import Track
@@ -39,68 +38,12 @@ from render.threads import one_blas_thread
 CHUNK = 128
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
-ROBUST = 6.0  # px of the robust kernel, in hundredths of the interocular distance
-STRONG, WEAK = 10.0, 14.0  # expression priors: weight of a coefficient of 1 against landmarks in hundredths of iod
-FULL = 600.0  # summed landmark weights that the priors above are balanced with (MediaPipe's 478 points)
-LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed at zero
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
-UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
-DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll", "mouthFunnel")
-AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
-           ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
-           ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))
-RIVALS = ("eyeWide", "eyeSquint", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower", "mouthClose", "jawLeft", "jawRight")  # would share what eyeBlink and jawOpen do
-LEADERS = ("jawOpen", "eyeBlink")  # explain first
 BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away under a lid has no texture to follow
-PASSES = 2  # of the corrector: the second one looks from nearby
+PASSES = (9, 3)  # of the corrector: of how many frames it looks at one; the second time it looks from nearby
 UNSURE = 1.5  # mm: deviation of a corrected landmark that halves its weight
 SOME = 100  # frames that say by how much a detector is off for a person
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
-
-
-@dataclass
-class Problem:
-    """What all stages share. Pictures are px about the principal point, heads are landmark parts of the model where the detector sees them."""
-
-    picture: np.ndarray  # (T,N,2)
-    valid: np.ndarray
-    head: np.ndarray  # (N,3) mean landmarks
-    shapes: np.ndarray  # (S,N,3)
-    expressions: np.ndarray  # (E,N,3)
-    names: tuple[str, ...]
-    turn: np.ndarray  # (2,N,3) mm per rad of yaw and pitch: the detector's response to pose
-    base: np.ndarray  # (N,) landmark weights
-    stable: np.ndarray  # (N,) weights for pose
-    corrected: np.ndarray  # (N,) 1 where a landmark gets a constant correction
-    unit: float  # px of one hundredth of the interocular distance
-    width: int
-    height: int
-    system: ExpressionSystem
-    certainty: np.ndarray  # (T,N) that the weights are multiplied by, 0 to 1
-    lower: np.ndarray = field(init=False)
-    upper: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        units = "jawOpen" in self.names  # blend-shape weights; other models' components are signed
-        self.lower = np.full(len(self.names), 0.0 if units else -3.0, np.float32)
-        self.upper = np.full(len(self.names), 1.0 if units else 3.0, np.float32)
-        for i, name in enumerate(self.names):
-            if units and name == "tongueOut":
-                self.upper[i] = 0
-
-    def place(self, head: np.ndarray, e: np.ndarray, R: np.ndarray) -> np.ndarray:
-        """Landmarks (T,N,3) mm of head (N,3) with expressions e (T,E), as the detector sees them under rotations R (T,3,3)."""
-        return head + np.tensordot(e, self.expressions, 1) + turned(self.turn, R)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The constant part of a solution: shape (S,), head (N,3) landmarks with corrections, offsets (N,3) mm, focal px."""
-
-    shape: np.ndarray
-    head: np.ndarray
-    offsets: np.ndarray
-    focal: float
 
 
 def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
@@ -122,7 +65,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
     whole, (model, columns), correcting = model, fitted_part(model), 0.0
     with one_blas_thread():
-        make = lambda points, model, certainty=None: make_problem(points, valid, width, height, model, config, certainty, withheld)  # noqa: E731
+        make = lambda points, model, certainty=None: make_problem(points, valid, width, height, model, config, withheld, certainty)  # noqa: E731
         detected = problem = make(points, model)
         identity = solve_identity(problem, config)
         poses = solve_poses(problem, identity)
@@ -130,10 +73,10 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
         if large and config.corrector and points.shape[1] == 478 and model.model_id == load_model().model_id:
             from recon.corrector import correct
 
-            for _ in range(PASSES):
+            for every in PASSES:
                 expected = expected_points(detected, as_detected(detected, problem, identity, poses), poses)
                 begun = time.perf_counter()
-                found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts)
+                found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts, every)
                 correcting += time.perf_counter() - begun
                 problem = make(found, model.without_response(), 1 / (1 + (deviation / UNSURE) ** 2))
                 identity = solve_identity(problem, config, start=(identity, poses))
@@ -154,79 +97,11 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     return track
 
 
-def make_problem(points: np.ndarray, valid: np.ndarray, width: int, height: int, model: MorphableModel, config: FitConfig, certainty: np.ndarray | None = None,
-                 withheld: Sequence[int] = ()) -> Problem:
-    """Landmark part of the model and weights of the landmarks, 0 for those withheld; certainty (T,N): of each in each frame, 0 to 1."""
-    scheme = lm.SCHEMES[points.shape[1]]
-    if scheme not in model.landmarks:
-        raise InputError(f"face model {model.model_id} has no {scheme} landmarks; use a detector it knows ({', '.join(model.landmarks)})")
-    pick = lambda arrays: np.asarray(model.points(arrays, scheme), np.float64)  # noqa: E731 - points() is linear, so it maps bases too
-    mean, expressions = pick(model.mean), pick(model.expression_basis)
-    S = min(config.shape_components, len(model.shape_basis))
-    shapes = pick(model.shape_basis[:S]) if S else np.zeros((0,) + expressions.shape[1:])
-    turn, response = np.zeros((2,) + mean.shape), model.landmarks[scheme].response
-    if response is not None:
-        mean, expressions, turn = mean + response.offset, expressions + response.expression, response.angles.astype(np.float64)
-        shapes[: len(response.shape)] += response.shape[:S]
-    base = np.ones(points.shape[1])
-    if points.shape[1] == 478:
-        base[468:] = 0  # irises: gaze
-        base[list(lm.FACE_OVAL)] = 0.2  # the outline slides over the head as it turns
-        base[list(lm.OUTER_LIP)], base[list(lm.INNER_LIP)] = 3, 8
-        base[[*lm.LIDS["left"], *lm.LIDS["right"]]] = 3
-    else:
-        base[:17], base[36:60], base[60:] = 0.2, 2, 3
-    base[list(withheld)] = 0
-    mobility = np.linalg.norm(expressions, axis=-1).sum(0)
-    stable = np.where(base > 1, 1, base) / (1 + (mobility / np.median(mobility)) ** 2)
-    usable = np.where(valid[:, None, None], points, 0.0).astype(np.float64) - np.array([width / 2, height / 2])
-    problem = Problem(usable, valid, mean, shapes, expressions, model.expression_names, turn, base, stable, np.ones(len(base)),
-                      unit=float(np.median(lm.interocular(points[valid]))) / 100, width=width, height=height, system=ExpressionSystem(expressions),
-                      certainty=np.ones(points.shape[:2]) if certainty is None else certainty)
-    problem.corrected[list(withheld)] = 0
-    if model.bounds is not None:
-        problem.lower, problem.upper = model.bounds.T.astype(np.float32)
-    return problem
-
-
-def _keyframes(problem: Problem, count: int) -> np.ndarray:
-    """Frames spread over time and over what the face does (farthest points in landmark space), sorted."""
-    good = np.flatnonzero(problem.valid)
-    if len(good) <= count:
-        return good
-    chosen = list(good[np.linspace(0, len(good) - 1, max(1, count // 2)).astype(int)])
-    pool = good[np.linspace(0, len(good) - 1, min(len(good), 1500)).astype(int)]
-    feature = (problem.picture[pool] - problem.picture[pool].mean(1, keepdims=True)).reshape(len(pool), -1)
-    anchors = problem.picture[chosen]
-    anchors = (anchors - anchors.mean(1, keepdims=True)).reshape(len(chosen), -1)
-    distance = np.min([((feature - a) ** 2).sum(1) for a in anchors], axis=0)
-    while len(chosen) < count:
-        best = int(distance.argmax())
-        chosen.append(pool[best])
-        distance = np.minimum(distance, ((feature - feature[best]) ** 2).sum(1))
-    return np.unique(chosen)
-
-
-def _prior(problem: Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Quadratic (E,E) and linear (E,) part of the expression prior; few landmarks are given a weaker one."""
-    strength = strength * min(1.0, problem.base.sum() / FULL)
-    scale = np.ones(len(problem.names))
-    for i, name in enumerate(problem.names):
-        scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 6 if name.startswith(RIVALS) else 0.1 if name.startswith(LEADERS) else 1
-    quadratic = np.diag(strength * scale)
-    for a, b in AGAINST:
-        if a in problem.names and b in problem.names:
-            i, j = problem.names.index(a), problem.names.index(b)
-            quadratic[i, j] = quadratic[j, i] = 0.9 * strength
-    linear = LASSO * strength * scale if problem.lower[0] == 0 else 0 * scale
-    return quadratic.astype(np.float32), linear.astype(np.float32)
-
-
 def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
                     strength: float, steps: int = 1, given: np.ndarray | None = None) -> np.ndarray:
     """Expressions (T,E) of some frames (T,) in their bounds for given poses; mouthClose never exceeds jawOpen. `given` (T,E): values to keep, NaN = solve."""
     picture, base = problem.picture[frames], problem.base * problem.certainty[frames]
-    quadratic, linear = _prior(problem, strength)
+    quadratic, linear = expression_prior(problem, strength)
     pair = jaw_pair(problem.names)
     lower, highest = np.repeat(problem.lower[None], len(e), 0), np.repeat(problem.upper[None], len(e), 0)
     if problem.lower[0] == 0:  # eyeLook comes with the gaze
@@ -250,14 +125,9 @@ def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np
     return e.astype(np.float64)
 
 
-def jaw_pair(names: tuple[str, ...]) -> tuple[int, int] | None:
-    """Columns of mouthClose and jawOpen, where the model has both."""
-    return (names.index("mouthClose"), names.index("jawOpen")) if {"mouthClose", "jawOpen"} <= set(names) else None
-
-
 def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start: tuple[Identity, Poses] | None = None) -> Identity:
     """Shape, focal length and landmark corrections from keyframes. start: a solution for about the same landmarks, from which fewer rounds are enough."""
-    frames = _keyframes(problem, config.keyframes)
+    frames = keyframes(problem, config.keyframes)
     picture, certainty = problem.picture[frames], problem.certainty[frames]
     stable = problem.stable * certainty
     offsets = np.zeros_like(problem.head)
@@ -426,8 +296,8 @@ def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures
         lowest, highest = (np.where(np.isfinite(looks), looks, bound).astype(np.float32) for bound in (lowest, highest))
     lids = [i for i, name in enumerate(problem.names) if name.startswith(BY_LANDMARKS)]
     lowest[:, lids] = highest[:, lids] = e[:, lids]
-    refiner = Refiner(problem, identity, model, _prior(problem, WEAK), lowest, highest, jaw_pair(problem.names), ROBUST)
-    frames = _keyframes(problem, config.keyframes)
+    refiner = Refiner(problem, identity, model, lowest, highest)
+    frames = keyframes(problem, config.keyframes)
     chosen = {int(i) for i in frames}
     kept = [picture for index, picture in enumerate(pictures()) if index in chosen]
     _, textures, change = refiner.learn(Poses(frames, R[frames], t[frames], e[frames]), kept)

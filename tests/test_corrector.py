@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from recon import corrector
 from recon.assets import asset
 from recon.atlas import CHANNELS, SIDE, make_atlas, unroll
 from recon.config import FitConfig
-from recon.corrector import FILE, LANDMARKS, correct, load_corrector, seen
+from recon.corrector import FILE, LANDMARKS, LOOKS, correct, load_corrector, seen, typical
 from recon.landmarks import load_detector
 from recon.model import load_model
 from recon.photometric import Poses
@@ -73,6 +74,20 @@ def test_a_face_looks_the_same_unrolled_however_the_head_is_turned(phantom):
     assert both.sum() > 1500 and right > 0.45 and right > shifted + 0.3
 
 
+def test_what_is_typical_is_what_faces_show_and_nothing_where_all_hide_it(phantom):
+    faces = np.zeros((3, CHANNELS, SIDE, SIDE), np.int8)
+    faces[:, 4], faces[0, 4, :, :20] = 100, 50  # the first one turns its left away
+    faces[0, :LOOKS, :, :40], faces[1, :LOOKS, :, :60] = 10, 30
+    average = typical(faces)
+    assert average.shape == (LOOKS, SIDE, SIDE) and average.dtype == np.int8
+    np.testing.assert_array_equal(average[0, 0, [10, 30, 50, 80]], [26, 20, 30, 0])
+    track, pictures = phantom
+    shown = np.stack([unrolled(track, pictures, i) for i in range(FRAMES)])
+    seen_often = (shown[:, 0] != 0).sum(0) > FRAMES // 2
+    likeness = [np.corrcoef(typical(shown[1:])[1][seen_often], face[1][seen_often])[0, 1] for face in (shown[0], np.roll(shown[0], 8, 1))]
+    assert likeness[0] > 0.5 and likeness[0] > likeness[1] + 0.3
+
+
 def test_slopes_say_how_landmarks_move(phantom):
     track, _ = phantom
     model, R = load_model(), axis_angle_to_matrix(track.rotation[2:3].astype(float))
@@ -97,6 +112,19 @@ def test_landmarks_come_nearer_to_the_truth(phantom):
     np.testing.assert_array_equal(found[:, LANDMARKS:], begun[:, LANDMARKS:])
 
 
+def test_lips_that_turn_away_count_less(phantom, monkeypatch):
+    track, pictures = phantom
+    points, turned = landmarks(track), int(np.abs(track.rotation[:, 1]).argmax())
+    plain = correct(*fit_of(track), points, points, pictures)[1][turned]
+    monkeypatch.setattr(corrector, "EDGE", (0.4, 0.9))
+    strict = correct(*fit_of(track), points, points, pictures)[1][turned]
+    nearer = np.argsort(np.abs(points[turned, [61, 291], 0] - points[turned, 4, 0]))  # corners of the mouth by their distance from the nose: the hidden one first
+    added = (strict - plain)[[61, 291]][nearer]
+    assert added[0] > added[1] + 0.3
+    others = np.setdiff1d(np.arange(LANDMARKS), corrector.LIPS)
+    np.testing.assert_allclose(strict[others], plain[others])
+
+
 def test_frames_without_a_face_stay_as_they_are(phantom):
     track, pictures = phantom
     valid = np.arange(FRAMES) != 4
@@ -111,9 +139,9 @@ def test_a_fit_is_better_with_it(phantom):
     detected = load_detector("mediapipe").detect(pictures)
     assert detected.valid.all()
     errors = {}
-    for corrector in (False, True):
-        fitted = solve(detected.points, detected.valid, (0,), 25, 256, 256, load_model(), FitConfig(corrector=corrector, photometric=False, pose_smoothing=0), pictures=lambda: pictures)
-        errors[corrector] = np.degrees(np.median(angle_between(fitted.rotation, track.rotation))), np.abs(fitted.column("jawOpen") - track.column("jawOpen")).mean()
+    for on in (False, True):
+        fitted = solve(detected.points, detected.valid, (0,), 25, 256, 256, load_model(), FitConfig(corrector=on, photometric=False, pose_smoothing=0), pictures=lambda: pictures)
+        errors[on] = np.degrees(np.median(angle_between(fitted.rotation, track.rotation))), np.abs(fitted.column("jawOpen") - track.column("jawOpen")).mean()
     assert errors[True][0] < errors[False][0] and errors[True][1] < errors[False][1]
 
 

@@ -12,7 +12,8 @@ from recon.contrast import contrast, look, visible
 from recon.model import load_model
 from recon.photometric import Poses, Refiner, sample_surface
 from recon.quadratic import project, robust_weights
-from recon.solve import jaw_pair, make_problem, solve, solve_identity
+from recon.problem import ROBUST, make_problem
+from recon.solve import solve, solve_identity
 from recon.track import Track
 from render.camera import Camera
 from render.raster import interpolate, rasterise
@@ -53,9 +54,8 @@ def refiner_of(scene):
     config = FitConfig(focal=2.5 * SIZE, keyframes=FRAMES)
     problem = make_problem(points, track.valid, SIZE, SIZE, model, config)
     identity = solve_identity(problem, config, rounds=6)
-    E = len(problem.names)
     low, high = np.repeat(problem.lower[None], FRAMES, 0), np.repeat(problem.upper[None], FRAMES, 0)
-    return Refiner(problem, identity, model, (np.eye(E) * 14, np.zeros(E)), low, high, jaw_pair(problem.names), 6.0)
+    return Refiner(problem, identity, model, low, high)
 
 
 def true_poses(track):
@@ -158,7 +158,7 @@ def test_steps_equal_finite_differences(scene):
     def cost(e, R, t):
         _, seen = project(problem.place(refiner.identity.head, e, R), R, t, refiner.identity.focal)
         r = (problem.picture[:1] - seen) / problem.unit
-        return r, robust_weights(r, refiner.kernel)
+        return r, robust_weights(r, ROBUST)
 
     r0, w0 = cost(poses.e, poses.R, poses.t)
     column = problem.names.index("jawOpen")

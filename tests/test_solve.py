@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from recon.config import FitConfig
-from recon.model import Embedding, MorphableModel
+from recon.model import Embedding, MorphableModel, load_model
+from recon.problem import WEAK, expression_prior, make_problem
 from recon.quadratic import ExpressionSystem, bounded_minimum, picture_gradient, pose_jacobian, project
 from recon.solve import solve
 from recon.track import Track
@@ -162,3 +163,19 @@ def test_bounded_minimum_meets_the_optimality_conditions():
     slope = np.einsum("tij,tj->ti", H, x) - g
     assert (np.abs(slope[(x > 0) & (x < 1)]) < 1e-2).all()
     assert (slope[x <= 0] > -1e-2).all() and (slope[x >= 1] < 1e-2).all() and (x >= 0).all() and (x <= 1).all()
+
+
+def test_a_one_sided_mouth_costs_more_than_a_symmetric_one():
+    """What one side of a turned head shows goes for the hidden one, too; blinks and brows may differ."""
+    model = load_model()
+    points = np.repeat(model.points(model.mean, "mediapipe478")[None, :, :2].astype(float) + 200, 2, 0)
+    problem = make_problem(points, np.ones(2, bool), 400, 400, model, FitConfig())
+    quadratic, linear = expression_prior(problem, WEAK)
+
+    def cost(**weights):
+        e = np.array([weights.get(name, 0.0) for name in problem.names])
+        return 0.5 * e @ quadratic @ e + linear @ e
+
+    for name in ("mouthSmile", "noseSneer"):
+        assert cost(**{name + "Left": 0.8}) > 2 * cost(**{name + "Left": 0.4, name + "Right": 0.4})
+    assert cost(eyeBlinkLeft=0.8) < 2.1 * cost(eyeBlinkLeft=0.4, eyeBlinkRight=0.4)
