@@ -22,7 +22,8 @@ STRONG, WEAK = 10.0, 14.0  # expression priors: weight of a coefficient of 1 aga
 FULL = 600.0  # summed landmark weights that the priors above are balanced with (MediaPipe's 478 points)
 LASSO = 0.5  # share of the prior that is linear and so keeps what is not needed at zero
 UNSEEN = ("cheekPuff", "tongueOut")  # hardly move any landmark
-DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll", "mouthFunnel")
+DOUBTFUL = ("browInnerUp", "mouthDimple", "mouthPress", "cheekSquint", "noseSneer", "jawForward", "mouthShrug", "mouthRoll", "mouthFunnel",
+            "mouthLeft", "mouthRight")
 AGAINST = (("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"), ("mouthSmileLeft", "mouthFrownLeft"), ("mouthSmileRight", "mouthFrownRight"),
            ("eyeBlinkLeft", "eyeWideLeft"), ("eyeBlinkRight", "eyeWideRight"), ("browDownLeft", "browOuterUpLeft"),
            ("browDownRight", "browOuterUpRight"), ("mouthPucker", "mouthStretchLeft"), ("mouthPucker", "mouthStretchRight"))

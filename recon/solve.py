@@ -36,6 +36,7 @@ from render.rotations import FRONTAL, axis_angle_to_matrix, from_frontal, matrix
 from render.threads import one_blas_thread
 
 CHUNK = 128
+HELD = 400 * 2**20  # bytes of frames that are kept instead of being decoded again: 80 s at 256 and 25 frames/s
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
@@ -64,6 +65,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     if not valid.any():
         raise InputError("no frame shows a face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
     whole, (model, columns), correcting = model, fitted_part(model), 0.0
+    pictures = pictures and remembered(pictures)
     with one_blas_thread():
         make = lambda points, model, certainty=None: make_problem(points, valid, width, height, model, config, withheld, certainty)  # noqa: E731
         detected = problem = make(points, model)
@@ -95,6 +97,30 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
                            seconds=time.perf_counter() - clock - refined - correcting, refine_seconds=refined, correct_seconds=correcting, projected=projected, iod_px=float(np.median(iod)),
                            photometric=photometric and photometric[:2])
     return track
+
+
+def remembered(pictures: Callable[[], Iterable[np.ndarray]]) -> Callable[[], Iterable[np.ndarray]]:
+    """The same frames, decoded only once where all of them fit into HELD bytes."""
+    kept: list[np.ndarray] = []
+    whole = False
+
+    def read() -> Iterable[np.ndarray]:
+        nonlocal whole
+        if whole:
+            yield from kept
+            return
+        kept.clear()
+        size = 0
+        for picture in pictures():
+            size += picture.nbytes
+            if size <= HELD:
+                kept.append(picture)
+            else:
+                kept.clear()
+            yield picture
+        whole = size <= HELD
+
+    return read
 
 
 def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
@@ -154,20 +180,22 @@ def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start:
 def _shape_step(problem: Problem, head: np.ndarray, shape: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray,
                 e: np.ndarray, weights: np.ndarray, solve_focal: bool) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """One Gauss–Newton step on shape, log focal length and all poses together (poses eliminated by Schur complement)."""
-    T, S = len(picture), len(shape)
+    (T, N), S = picture.shape[:2], len(shape)
     camera, seen = project(problem.place(head, e, R), R, t, focal)
     residual = ((picture - seen) / problem.unit).reshape(T, -1)
     w = np.repeat(weights * robust_weights(residual.reshape(T, -1, 2), ROBUST), 2, axis=1)
     A = pose_jacobian(camera, t, focal).reshape(T, -1, 6) / problem.unit
     D = picture_gradient(camera, R, focal) / problem.unit
-    G = np.concatenate([np.einsum("tnij,snj->tnis", D, problem.shapes).reshape(T, residual.shape[1], S), seen.reshape(T, -1, 1) / problem.unit], -1)
+    single = np.float32  # what is large; poses stay in double precision
+    bent = (D.astype(single) @ np.ascontiguousarray(problem.shapes.transpose(1, 2, 0), single)).reshape(T, 2 * N, S)
+    G = np.concatenate([bent, (seen / problem.unit).astype(single).reshape(T, 2 * N, 1)], -1)
     AW = np.swapaxes(A * w[..., None], 1, 2)
-    AA, AG, Ar = AW @ A, AW @ G, AW @ residual[..., None]
+    AA, AG, Ar = AW @ A, (AW.astype(single) @ G).astype(np.float64), AW @ residual[..., None]
     AA = AA + (1e-6 * np.trace(AA, axis1=1, axis2=2) / 6)[:, None, None] * np.eye(6)
     inverse_AG, inverse_Ar = np.linalg.solve(AA, AG), np.linalg.solve(AA, Ar)
-    flat, weighted = G.reshape(-1, S + 1), (G * w[..., None]).reshape(-1, S + 1)
+    flat, weighted = G.reshape(-1, S + 1), (G * w.astype(single)[..., None]).reshape(-1, S + 1)
     H = weighted.T @ flat - np.einsum("tpi,tpj->ij", AG, inverse_AG)
-    g = weighted.T @ residual.ravel() - np.einsum("tpi,tp->i", AG, inverse_Ar[..., 0])
+    g = weighted.T @ residual.astype(single).ravel() - np.einsum("tpi,tp->i", AG, inverse_Ar[..., 0])
     focal_weight = 5 * T / FOCAL_SPREAD**2 if solve_focal else 1e12 * T
     prior = np.r_[np.full(S, SHAPE_PRIOR * T), focal_weight]
     g -= prior * np.r_[shape, np.log(focal / (FOCAL * problem.width)) if solve_focal else 0.0]

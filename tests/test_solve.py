@@ -7,7 +7,7 @@ from recon.config import FitConfig
 from recon.model import Embedding, MorphableModel, load_model
 from recon.problem import WEAK, expression_prior, make_problem
 from recon.quadratic import ExpressionSystem, bounded_minimum, picture_gradient, pose_jacobian, project
-from recon.solve import solve
+from recon.solve import remembered, solve
 from recon.track import Track
 from render.camera import Camera
 from render.files import InputError
@@ -179,3 +179,19 @@ def test_a_one_sided_mouth_costs_more_than_a_symmetric_one():
     for name in ("mouthSmile", "noseSneer"):
         assert cost(**{name + "Left": 0.8}) > 2 * cost(**{name + "Left": 0.4, name + "Right": 0.4})
     assert cost(eyeBlinkLeft=0.8) < 2.1 * cost(eyeBlinkLeft=0.4, eyeBlinkRight=0.4)
+
+
+@pytest.mark.parametrize("held, decoded", [(10**6, 1), (50, 3)])
+def test_frames_are_decoded_once_where_they_fit(monkeypatch, held, decoded):
+    monkeypatch.setattr("recon.solve.HELD", held)
+    calls, frames = [], [np.full((4, 4, 3), i, np.uint8) for i in range(5)]
+
+    def pictures():
+        calls.append(1)
+        return iter(frames)
+
+    read = remembered(pictures)
+    next(iter(read()))  # one that stops early has not seen all
+    for _ in range(decoded if decoded > 1 else 3):
+        np.testing.assert_array_equal(np.stack(list(read())), np.stack(frames))
+    assert len(calls) == 1 + decoded
