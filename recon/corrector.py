@@ -156,7 +156,7 @@ def correct(model: MorphableModel, shape: np.ndarray, focal: float, poses: Poses
     lips = np.isin(np.arange(LANDMARKS), LIPS)  # what turns away elsewhere hardly moves, and still tells the pose
     column, row = np.floor(atlas.landmarks[:LANDMARKS]).astype(int).T
     sight = np.zeros((len(points), LANDMARKS))
-    facing = np.concatenate([np.where(part[:, 0, row, column] != 0, part[:, 4, row, column] / STEPS[4], 0) for part in unrolled])
+    facing = np.concatenate([part[:, :LOOKS, row, column].any(1) * (part[:, LOOKS, row, column] / STEPS[LOOKS]) for part in unrolled])
     sight[looked] = np.where(lips, np.clip((facing - EDGE[0]) / (EDGE[1] - EDGE[0]), 0, 1), 1)
     average, parts = as_input(typical(itertools.chain.from_iterable(unrolled))[None]), []
     with torch.inference_mode():
