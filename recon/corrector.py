@@ -31,7 +31,7 @@ from render.files import InputError
 FILE = "landmark_corrector.safetensors"
 LANDMARKS = 468  # of MediaPipe's; the irises are the gaze's
 BATCH = 32
-EVERY, LONG = 3, 90  # which frames the network sees, in footage of more than LONG frames
+LONG = 90  # frames: footage of more of them need not be looked at frame by frame
 GAP = 0.4  # mm by which people differ from renders, beside the deviation that the network states
 DETECTOR = 2.0  # mm: the detector's deviation from frame to frame; what it misses all the time is not counted (`recon.solve.as_detected`)
 LIPS = (*OUTER_LIP, *INNER_LIP)
@@ -129,14 +129,14 @@ def seen(heads: np.ndarray, R: np.ndarray, t: np.ndarray, focal: float) -> tuple
 
 
 def correct(model: MorphableModel, shape: np.ndarray, focal: float, poses: Poses, points: np.ndarray, expected: np.ndarray, pictures: Iterable[np.ndarray],
-            clip_starts: Sequence[int] = (0,), every: int = EVERY) -> tuple[np.ndarray, np.ndarray]:
+            clip_starts: Sequence[int] = (0,), every: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Landmarks (T,478,2) px where the network and the detector together put them, and the deviation (T,478) mm of either coordinate.
 
     model, shape (S,), focal px and poses (those of all T frames; `frames` says which count): a first fit, on the default mesh. points, expected (T,478,2) px: what the
     detector saw, and what it should have seen were the fit right. pictures: all frames (H,W,3) uint8 in order. Irises, and frames that do not count, stay as
     they are, with a deviation of 0.
 
-    In long footage the network sees only one of so many frames, and by how much it differs from the detector is interpolated: that changes slowly.
+    In long footage the network sees one of `every` frames, and by how much it differs from the detector is interpolated: that changes slowly.
     """
     network, atlas = load_corrector()
     found, deviation, frames = np.array(points, np.float64), np.zeros(points.shape[:2]), poses.frames
