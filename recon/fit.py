@@ -262,8 +262,8 @@ def _crop(work: _Work) -> None:
                 video.write(frame)
                 yield frame
 
-        with closing(prefetched(written())) as source, timed(seconds, "matte"):  # decoded and encoded beside the network
-            for matte in matter.stream(progress(source, "video and matte", total=frames), starts):
+        with closing(prefetched(written())) as source, closing(prefetched(matter.masks(source))) as masks, timed(seconds, "matte"):  # three stages side by side
+            for matte in matter.refined(progress(masks, "video and matte", total=frames), starts):
                 mattes.write(matte)
     work.note("video", crops=crops, starts=starts, frames=frames, has_audio=has_audio, seconds=seconds["matte"])
 
