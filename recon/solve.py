@@ -36,7 +36,7 @@ from render.rotations import FRONTAL, axis_angle_to_matrix, from_frontal, matrix
 from render.threads import one_blas_thread
 
 CHUNK = 128
-HELD = 400 * 2**20  # bytes of frames that are kept instead of being decoded again: 80 s at 256 and 25 frames/s
+HELD = 2**30  # bytes of frames that are kept instead of being decoded again: 54 s at 512 and 25 frames/s
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
@@ -102,7 +102,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
 def remembered(pictures: Callable[[], Iterable[np.ndarray]]) -> Callable[[], Iterable[np.ndarray]]:
     """The same frames, decoded only once where all of them fit into HELD bytes."""
     kept: list[np.ndarray] = []
-    whole = False
+    whole: bool | None = None  # None: no pass has ended yet
 
     def read() -> Iterable[np.ndarray]:
         nonlocal whole
@@ -113,7 +113,7 @@ def remembered(pictures: Callable[[], Iterable[np.ndarray]]) -> Callable[[], Ite
         size = 0
         for picture in pictures():
             size += picture.nbytes
-            if size <= HELD:
+            if whole is None and size <= HELD:
                 kept.append(picture)
             else:
                 kept.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from recon.subject import Subject, aligned_path
 from recon.track import Track
-from render.files import InputError
+from render.files import InputError, StageError
 from render.rotations import angle_between
 from synthetic import make_subject, toy_model
 from test_trainer import SMALL
@@ -18,7 +20,7 @@ from thnerf.align import Aligner, align
 from thnerf.avatar import Avatar
 from thnerf.dataset import landmark_boxes, load_background
 from thnerf.renderer import HeadRenderer
-from thnerf.trainer import train
+from thnerf.trainer import Trainer, train
 
 FRAMES = np.arange(0, 60, 7)
 
@@ -106,3 +108,32 @@ def test_training_keeps_its_track_for_as_long_as_the_fit_is_the_same(tmp_path: P
     aligned_path(run).write_bytes(b"PK not a track")
     with pytest.raises(InputError, match="train again"):
         own.aligned(run)
+
+
+def test_a_training_stopped_after_its_alignment_goes_on_with_the_aligned_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = make_subject(tmp_path / "subject", frames=44, size=48)
+    config, advance = dataclasses.replace(SMALL, steps=620, samples_per_step=6000, align=1), Trainer.advance
+
+    def interrupted(trainer: Trainer, done: float) -> dict[str, float]:
+        if trainer.steps == 320:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(trainer, done)
+
+    with monkeypatch.context() as patched, pytest.raises(StageError, match="run the same command again"):
+        patched.setattr(Trainer, "advance", interrupted)
+        train(own, config, toy_model())
+    run, seen = own.run(config.run), []
+    stored = aligned_path(run).read_bytes()
+    aligned_path(run).rename(tmp_path / "away.npz")
+    with pytest.raises(InputError, match="train again"):
+        train(own, config, toy_model())
+    (tmp_path / "away.npz").rename(aligned_path(run))
+
+    def watched(trainer: Trainer, done: float) -> dict[str, float]:
+        seen.append((trainer.steps, trainer.data.track.translation))
+        return advance(trainer, done)
+
+    monkeypatch.setattr(Trainer, "advance", watched)
+    train(own, config, toy_model())
+    assert seen[0][0] > 320 and aligned_path(run).read_bytes() == stored, "it is aligned once"
+    np.testing.assert_array_equal(seen[0][1], Track.load(aligned_path(run)).translation)
