@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +10,10 @@ import pytest
 
 from recon.subject import Subject, aligned_path
 from recon.track import Track
-from render.files import InputError, StageError
+from render.files import InputError
 from render.rotations import angle_between
 from synthetic import make_subject, toy_model
-from test_trainer import SMALL
+from test_trainer import SMALL, interrupted_training
 from thnerf.align import Aligner, align
 from thnerf.avatar import Avatar
 from thnerf.dataset import landmark_boxes, load_background
@@ -113,15 +111,7 @@ def test_training_keeps_its_track_for_as_long_as_the_fit_is_the_same(tmp_path: P
 def test_a_training_stopped_after_its_alignment_goes_on_with_the_aligned_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = make_subject(tmp_path / "subject", frames=44, size=48)
     config, advance = dataclasses.replace(SMALL, steps=620, samples_per_step=6000, align=1), Trainer.advance
-
-    def interrupted(trainer: Trainer, done: float) -> dict[str, float]:
-        if trainer.steps == 320:
-            os.kill(os.getpid(), signal.SIGINT)
-        return advance(trainer, done)
-
-    with monkeypatch.context() as patched, pytest.raises(StageError, match="run the same command again"):
-        patched.setattr(Trainer, "advance", interrupted)
-        train(own, config, toy_model())
+    interrupted_training(own, config, 320, monkeypatch)
     run, seen = own.run(config.run), []
     stored = aligned_path(run).read_bytes()
     aligned_path(run).rename(tmp_path / "away.npz")

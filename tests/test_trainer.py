@@ -140,17 +140,23 @@ def test_hard_frames_are_drawn_more_often(subject: Subject) -> None:
     assert everyone._frame_weight() is None
 
 
-def test_interrupt_saves_and_the_same_command_goes_on(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, advance = dataclasses.replace(SMALL, run="stopped", steps=100000), Trainer.advance
+def interrupted_training(subject: Subject, config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that SIGINT stops at a step."""
+    advance = Trainer.advance
 
     def interrupted(trainer: Trainer, done: float) -> dict[str, float]:
-        if trainer.steps == 5:
+        if trainer.steps == step:
             os.kill(os.getpid(), signal.SIGINT)
         return advance(trainer, done)
 
     with monkeypatch.context() as patched, pytest.raises(StageError, match="run the same command again"):
         patched.setattr(Trainer, "advance", interrupted)
         train(subject, config, toy_model())
+
+
+def test_interrupt_saves_and_the_same_command_goes_on(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(SMALL, run="stopped", steps=100000)
+    interrupted_training(subject, config, 5, monkeypatch)
     folder = subject.run("stopped")
     data = load_training_set(subject, toy_model(), 2, 1000)
     made = Trainer.resume(data, config, folder / "state.safetensors").steps
