@@ -138,6 +138,15 @@ def _around(counted: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndar
     return near, cv2.blur(cv2.blur(coarse, (9, 9)), (9, 9))
 
 
+def sharpen(mask: np.ndarray) -> np.ndarray:
+    """Stretch a soft mask (values in [0,1]) so that confident pixels reach 0 and 1: a smooth step over [0.15, 0.85]."""
+    x = np.minimum(np.maximum((mask - 0.15) / 0.7, 0), 1)  # np.clip of one value is not known to numba
+    return x * x * (3 - 2 * x)
+
+
+_sharpen = njit(nogil=True)(sharpen)  # of one value, inside kernels
+
+
 @njit(cache=True, nogil=True)
 def _project(frame: np.ndarray, mask: np.ndarray, inside: np.ndarray, outside: np.ndarray, front: np.ndarray, front_far: np.ndarray, behind: np.ndarray,
              behind_far: np.ndarray, plate: np.ndarray, seen: np.ndarray, noise: float, shade: tuple[float, float], rim: float, out: np.ndarray) -> None:
@@ -147,8 +156,7 @@ def _project(frame: np.ndarray, mask: np.ndarray, inside: np.ndarray, outside: n
         for x in range(frame.shape[1]):
             if inside[y, x] or outside[y, x]:
                 continue
-            guess = min(max((mask[y, x] - 0.15) / 0.7, 0.0), 1.0)
-            guess *= guess * (3 - 2 * guess)  # as in `sharpen`
+            guess = _sharpen(mask[y, x])
             v, u = min(y // 2, front.shape[0] - 1), min(x // 2, front.shape[1] - 1)
             fv, fu = min(v // 2, front_far.shape[0] - 1), min(u // 2, front_far.shape[1] - 1)
             in_front = front[v, u, 3] + 0.01 * front_far[fv, fu, 3]
@@ -176,12 +184,6 @@ def _project(frame: np.ndarray, mask: np.ndarray, inside: np.ndarray, outside: n
             if alpha < 1:
                 trust *= min(max((off_shade - off_line) / noise, 0.0), 1.0)
             out[y, x] = guess + trust * (min(max((alpha - rim) / (1 - 2 * rim), 0.0), 1.0) - guess)
-
-
-def sharpen(mask: np.ndarray) -> np.ndarray:
-    """Stretch a soft mask (values in [0,1]) so that confident pixels reach 0 and 1: a smooth step over [0.15, 0.85]."""
-    x = np.clip((mask - 0.15) / 0.7, 0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def background_plate(frames: np.ndarray, mattes: np.ndarray) -> np.ndarray:
