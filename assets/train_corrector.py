@@ -200,7 +200,7 @@ def train(work: Path, minutes: float, out: Path, start: Path | None) -> None:
     data = Data([f for f in files if int(f.stem) % 20])
     torch.manual_seed(start is not None)
     random = np.random.default_rng(int(start is not None))
-    network = (load_corrector(start)[0].train() if start else Corrector(torch.from_numpy(_atlas().landmarks[:LANDMARKS]))).to(memory_format=torch.channels_last)
+    network = (load_corrector(start, fold=False)[0].train() if start else Corrector(torch.from_numpy(_atlas().landmarks[:LANDMARKS]))).to(memory_format=torch.channels_last)
     print(f"{len(data.faces)} faces of {len(files)} people; {sum(p.numel() for p in network.parameters())} parameters", flush=True)
     rate = RATE / 2 if start else RATE
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)

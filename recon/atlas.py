@@ -89,12 +89,12 @@ def unroll(atlas: Atlas, picture: np.ndarray, vertices: np.ndarray, R: np.ndarra
     camera, at = atlas.at_cells(mesh), atlas.at_cells(px)
     scale = IOD / (IOD_MM * focal / t[2])
     margin = MARGIN / scale
-    low, high = (np.floor(at.min(0) - margin + centre), np.ceil(at.max(0) + margin + centre))
-    columns, rows = (np.arange(int(a), int(b)).clip(0, limit - 1) for a, b, limit in zip(low, high, picture.shape[1::-1]))
-    part = picture[rows[:, None], columns]
+    low, high = (np.array([edge(at[:, 0]), edge(at[:, 1])]) + centre for edge in (np.min, np.max))
+    low, high = np.floor(low - margin).astype(int), np.ceil(high + margin).astype(int)
+    part = _cut(picture, low, high)
     size = np.maximum(np.round(np.array(part.shape[1::-1]) * scale), 16).astype(int)
     part = cv2.resize(part, size.tolist(), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    ratio = size / np.array([len(columns), len(rows)])
+    ratio = size / (high - low)
     here, mesh_here = ((a + centre - low) * ratio for a in (at, px))
     out = np.empty((CHANNELS, SIDE * SIDE), np.float32)
     values = np.empty((len(here), 2, 3), np.float32)
@@ -103,10 +103,19 @@ def unroll(atlas: Atlas, picture: np.ndarray, vertices: np.ndarray, R: np.ndarra
         out[2 * index : 2 * index + 2] = values[..., 0].T
     shown = np.empty(len(here), np.float32)
     visible(mesh, mesh_here, atlas.hull, camera, here, CELL, shown)
-    normals = atlas.at_cells(vertex_normals(vertices, atlas.model.faces)) @ R.T
+    normals = atlas.at_cells(vertex_normals(vertices, atlas.model.faces)) @ R.T.astype(np.float32)
     length = lambda x: np.sqrt(np.einsum("ij,ij->i", x, x))  # noqa: E731 - several times as fast as numpy's norm along a short axis
     normals /= np.maximum(length(normals), 1e-6)[:, None]
     out[4] = -np.einsum("ij,ij->i", normals, camera) / length(camera)
     out[5:] = normals[:, :2].T
     out[:4] *= shown * (out[4] > 0)
     return np.clip(np.round(out * STEPS[:, None]), -127, 127).astype(np.int8).reshape(CHANNELS, SIDE, SIDE)
+
+
+def _cut(picture: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The part of a picture from low to high (x, y), its edges repeated beyond them."""
+    limit = np.array(picture.shape[1::-1])
+    if (low >= 0).all() and (high <= limit).all():
+        return picture[low[1] : high[1], low[0] : high[0]]
+    columns, rows = (np.arange(a, b).clip(0, end - 1) for a, b, end in zip(low, high, limit))
+    return picture[rows[:, None], columns]

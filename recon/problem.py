@@ -6,6 +6,7 @@ Residuals count in hundredths of the face's interocular distance, so priors hold
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Sequence
 
 import numpy as np
@@ -133,21 +134,29 @@ def keyframes(problem: Problem, count: int) -> np.ndarray:
 
 def expression_prior(problem: Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Quadratic (E,E) and linear (E,) part of the expression prior; few landmarks are given a weaker one."""
-    strength = strength * min(1.0, problem.base.sum() / FULL)
-    scale = np.ones(len(problem.names))
-    for i, name in enumerate(problem.names):
+    return _prior(problem.names, strength * min(1.0, float(problem.base.sum()) / FULL), bool(problem.lower[0] == 0))
+
+
+@lru_cache(maxsize=16)
+def _prior(names: tuple[str, ...], strength: float, weights: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Of the expressions of these names; weights: they are none or positive. Live tracking asks several times a frame."""
+    scale = np.ones(len(names))
+    for i, name in enumerate(names):
         scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 6 if name.startswith(RIVALS) else 0.1 if name.startswith(LEADERS) else 1
     quadratic = np.diag(strength * scale)
     for a, b in AGAINST:
-        if a in problem.names and b in problem.names:
-            i, j = problem.names.index(a), problem.names.index(b)
+        if a in names and b in names:
+            i, j = names.index(a), names.index(b)
             quadratic[i, j] = quadratic[j, i] = 0.9 * strength
     for name in ALIKE:
-        if name + "Left" in problem.names and name + "Right" in problem.names:
-            pair = np.ix_(*2 * ([problem.names.index(name + side) for side in ("Left", "Right")],))
+        if name + "Left" in names and name + "Right" in names:
+            pair = np.ix_(*2 * ([names.index(name + side) for side in ("Left", "Right")],))
             quadratic[pair] += SYMMETRY * strength * np.array([[1, -1], [-1, 1]])
-    linear = LASSO * strength * scale if problem.lower[0] == 0 else 0 * scale
-    return quadratic.astype(np.float32), linear.astype(np.float32)
+    linear = LASSO * strength * scale if weights else 0 * scale
+    both = quadratic.astype(np.float32), linear.astype(np.float32)
+    for part in both:  # shared by all callers
+        part.setflags(write=False)
+    return both
 
 
 def jaw_pair(names: tuple[str, ...]) -> tuple[int, int] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ContextManager
+from contextlib import contextmanager
+from typing import ContextManager, Iterator
 
 
 def one_blas_thread() -> ContextManager[object]:
@@ -13,3 +14,16 @@ def one_blas_thread() -> ContextManager[object]:
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1, user_api="blas")
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """While this is entered, PyTorch works in the thread that asks it: pictures one at a time take twice as long when cores have to wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

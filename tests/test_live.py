@@ -36,12 +36,16 @@ def demo():
     """Landmarks (T,478,2) px of some seconds of the demo, and its true Track."""
     from recon.landmarks import load_detector
 
-    return load_detector().detect(load_video(asset("demo") / "video.mp4")[FROM : FROM + FRAMES]).points, Track.load(asset("demo") / "track.npz")[FROM : FROM + FRAMES]
+    return load_detector().detect(demo_pictures()).points, Track.load(asset("demo") / "track.npz")[FROM : FROM + FRAMES]
 
 
-def follow(points, fps=25.0, **options):
+def demo_pictures():
+    return load_video(asset("demo") / "video.mp4")[FROM : FROM + FRAMES]
+
+
+def follow(points, fps=25.0, pictures=None, **options):
     tracker = LiveTracker(256, 256, load_model(), **options)
-    frames = [tracker.push(p if p is None or np.isfinite(p).all() else None, i / fps) for i, p in enumerate(points)]
+    frames = [tracker.push(p if p is None or np.isfinite(p).all() else None, i / fps, None if pictures is None else pictures[i]) for i, p in enumerate(points)]
     tracker.close()
     return frames
 
@@ -65,6 +69,24 @@ def test_it_agrees_with_the_offline_track(demo, followed):
     for name, least in (("jawOpen", 0.95), ("eyeBlinkLeft", 0.97), ("mouthPucker", 0.9)):
         assert np.corrcoef([f.expression[name] for f in followed[settled]], track.column(name)[settled])[0, 1] > least, name
     assert list(followed[0].expression) == list(load_model().expression_names) and all(f.valid for f in followed)
+
+
+def test_pictures_bring_it_nearer_to_the_truth_and_change_nothing_before_them(demo, followed):
+    (points, truth), pictures, cut, settled = demo, demo_pictures(), 60, slice(40, None)
+    looked = follow(points, pictures=pictures)
+    assert [f.line() for f in follow(points[:cut], pictures=pictures)] == [f.line() for f in looked[:cut]]
+
+    def off(frames):
+        pose = angle_between(np.array([f.rotation for f in frames]), truth.rotation)[settled]
+        return np.degrees(np.median(pose)), *(np.abs([f.expression[n] for f in frames[settled]] - truth.column(n)[settled]).mean() for n in ("jawOpen", "mouthPucker"))
+
+    assert np.all(np.array(off(looked)) < 0.9 * np.array(off(followed))), (off(looked), off(followed))
+    frames = follow(points[:5], pictures=pictures, corrector=False)
+    assert [f.line() for f in frames] == [f.line() for f in followed[:5]]
+    tracker = LiveTracker(256, 256, load_model())
+    tracker.push(points[0], 0.0, pictures[0])
+    with pytest.raises(ValueError, match="pictures before"):
+        tracker.push(points[1], 0.04)
 
 
 def test_a_known_subject_keeps_its_shape_and_is_right_from_the_start(demo):

@@ -50,6 +50,7 @@ def track(
     focal: float = 0.0,
     subject: Optional[Path] = None,
     model: str = "default",
+    corrector: bool = True,
     livelink: Optional[str] = None,
     livelink_fps: float = 60.0,
     shared: Shared = Common(),
@@ -65,6 +66,7 @@ def track(
         focal: Focal length in px of the picture; 0 estimates it.
         subject: Whose face it is; without it the identity is estimated from the first frames and refined as more come.
         model: Face model where there is no subject: 'default' or the path of a model file.
+        corrector: Move landmarks to where a network trained on renders sees them (default model only); --no-corrector takes a third less time.
         livelink: Send the motion to Unreal's Live Link, too: HOST:PORT (Unreal listens on port 11111).
         livelink_fps: What the frame numbers of those packets count in.
     """
@@ -75,7 +77,7 @@ def track(
 
     name = subject.resolve().name if subject is not None else "thnerf"
     with nullcontext() if livelink is None else LiveLinkSink(livelink, livelink_fps, name) as sink:
-        result = track_live(camera, sys.stdout, focal=focal, subject=subject, model=model, also=None if sink is None else sink.send)
+        result = track_live(camera, sys.stdout, focal=focal, subject=subject, model=model, also=None if sink is None else sink.send, corrector=corrector)
     return result if sink is None else {**result, "livelink_sent": sink.sent, "livelink_lost": sink.lost}
 
 
