@@ -32,6 +32,8 @@ class FitConfig:
     """Move landmarks to where a network trained on renders sees them; --no-corrector leaves the detector's. Only for MediaPipe's landmarks and the default model."""
     photometric: bool = True
     """Refine pose and expression by the pixels after the landmarks; --no-photometric takes the landmarks' word."""
+    silhouette: bool = True
+    """Let the edge of the matte have a say about the shape of cheeks and jaw; --no-silhouette leaves it to the landmarks."""
     pose_smoothing: float = 1.0
     """Strength of the zero-lag smoothing of head pose: 1 halves motion above 4 Hz at 25 fps; 0 turns it off."""
     expression_smoothing: float = 0.04

@@ -351,7 +351,8 @@ def _solve(work: _Work) -> None:
         points, valid = data["points"], data["valid"]
     model, report = load_model(config.model), {}
     _say(f"solving shape, camera, pose and expression of {frames} frames")
-    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=lambda: read_frames(work.folder / "video.mp4"))
+    track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=lambda: read_frames(work.folder / "video.mp4"),
+                  mattes=lambda: read_frames(work.folder / "matte.mp4", grey=True))
     track = lips_as_seen(track, points, model)
     error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
     _say("tracking the shoulders and the background")

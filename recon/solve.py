@@ -28,6 +28,7 @@ from recon.photometric import BATCH, SMALLEST, Poses, Refiner
 from recon.problem import ROBUST, STRONG, WEAK, Identity, Problem, expression_prior, jaw_pair, keyframes, make_problem
 from recon.quadratic import affine_pose, apply_step, bounded_minimum, picture_gradient, pose_jacobian, project, refine_pose, robust_weights
 from recon.response import turned
+from recon.silhouette import Outline, Rows
 from recon.smooth import fill_gaps, whittaker
 from recon.track import Track
 from render.camera import Camera
@@ -41,6 +42,7 @@ FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot f
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
 BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away under a lid has no texture to follow
+LOOKED = 4  # rounds, the last ones, in which the outline is looked at
 PASSES = (9, 3)  # of the corrector: of how many frames it looks at one; the second time it looks from nearby
 UNSURE = 1.5  # mm: deviation of a corrected landmark that halves its weight
 SOME = 100  # frames that say by how much a detector is off for a person
@@ -49,12 +51,13 @@ FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
 
 def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps: float, width: int, height: int,
           model: MorphableModel, config: FitConfig = FitConfig(), diagnostics: dict[str, Any] | None = None, withheld: Sequence[int] = (),
-          pictures: Callable[[], Iterable[np.ndarray]] | None = None) -> Track:
+          pictures: Callable[[], Iterable[np.ndarray]] | None = None, mattes: Callable[[], Iterable[np.ndarray]] | None = None) -> Track:
     """Fit the model to landmarks points (T,478|68,2) px of frames with `valid` (T,); torso stays empty (T,0).
 
     withheld: landmarks that must not influence the fit, so that they can measure it (they still decide which frames are looked at).
     pictures: gives the frames (height,width,3) uint8 RGB that the landmarks were found in, anew at every call. With them and `config.corrector` MediaPipe's landmarks are moved
     to where a network sees them on the default model (`recon.corrector`), and with `config.photometric` poses and expressions are refined by the pixels (`recon.photometric`).
+    mattes: gives the person's mattes (height,width) uint8 of the same frames. With them and `config.silhouette` their edge has a say about the shape (`recon.silhouette`).
 
     `diagnostics`, when given, receives landmark_error_px, landmark_error_iod, focal_px, seconds, projected (T,N,2: where the detector should see the landmarks), iod_px,
     photometric (mean difference of local contrast before and after; None when there was no refinement), correct_seconds and refine_seconds (not part of seconds).
@@ -69,19 +72,22 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
     with one_blas_thread():
         make = lambda points, model, certainty=None: make_problem(points, valid, width, height, model, config, withheld, certainty)  # noqa: E731
         detected = problem = make(points, model)
-        identity = solve_identity(problem, config)
-        poses = solve_poses(problem, identity)
+        outline = lambda: Outline(model, mattes, keyframes(detected, config.keyframes)) if mattes is not None and config.silhouette else None  # noqa: E731
         large = pictures is not None and 100 * problem.unit >= SMALLEST
-        if large and config.corrector and points.shape[1] == 478 and model.model_id == load_model().model_id:
+        corrected = large and config.corrector and points.shape[1] == 478 and model.model_id == load_model().model_id
+        identity = solve_identity(problem, config, outline=None if corrected else outline())
+        poses = solve_poses(problem, identity)
+        if corrected:
             from recon.corrector import correct
 
+            edge = outline()  # mattes are read beside the network's work
             for every in PASSES:
                 expected = expected_points(detected, as_detected(detected, problem, identity, poses), poses)
                 begun = time.perf_counter()
                 found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts, every)
                 correcting += time.perf_counter() - begun
                 problem = make(found, model.without_response(), 1 / (1 + (deviation / UNSURE) ** 2))
-                identity = solve_identity(problem, config, start=(identity, poses))
+                identity = solve_identity(problem, config, start=(identity, poses), outline=edge)
                 poses = solve_poses(problem, identity, poses)
         track, projected, photometric = _solve_frames(problem, identity, poses, detected, pictures if large and config.photometric else None, points, clip_starts, fps, model, config)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
@@ -151,9 +157,9 @@ def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np
     return e.astype(np.float64)
 
 
-def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start: tuple[Identity, Poses] | None = None) -> Identity:
-    """Shape, focal length and landmark corrections from keyframes. start: a solution for about the same landmarks, from which fewer rounds are enough."""
-    frames = keyframes(problem, config.keyframes)
+def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start: tuple[Identity, Poses] | None = None, outline: Outline | None = None) -> Identity:
+    """Shape, focal length and landmark corrections from keyframes. start: a solution for about the same landmarks, from which fewer rounds are enough. outline: of the keyframes' mattes, with which frames those are."""
+    frames = keyframes(problem, config.keyframes) if outline is None else outline.frames
     picture, certainty = problem.picture[frames], problem.certainty[frames]
     stable = problem.stable * certainty
     offsets = np.zeros_like(problem.head)
@@ -167,7 +173,8 @@ def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start:
     for round_ in range(rounds // 2 if start is not None else 0, rounds):
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         weights = stable if round_ < rounds // 2 else np.minimum(problem.base, 1) * certainty
-        shape, focal, R, t = _shape_step(problem, head, shape, focal, picture, R, t, e, weights, config.focal == 0)
+        rows = outline.rows(problem, shape, focal, R, t, e) if outline is not None and round_ >= rounds - LOOKED else None
+        shape, focal, R, t = _shape_step(problem, head, shape, focal, picture, R, t, e, weights, config.focal == 0, rows)
         head = problem.head + np.tensordot(shape, problem.shapes, 1) + offsets
         if round_ >= 2:
             e = fit_expressions(problem, head, focal, frames, R, t, e, STRONG if round_ < rounds - 4 else WEAK)
@@ -178,8 +185,8 @@ def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start:
 
 
 def _shape_step(problem: Problem, head: np.ndarray, shape: np.ndarray, focal: float, picture: np.ndarray, R: np.ndarray, t: np.ndarray,
-                e: np.ndarray, weights: np.ndarray, solve_focal: bool) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-    """One Gauss–Newton step on shape, log focal length and all poses together (poses eliminated by Schur complement)."""
+                e: np.ndarray, weights: np.ndarray, solve_focal: bool, outline: Rows | None = None) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """One Gauss–Newton step on shape, log focal length and all poses together (poses eliminated by Schur complement). outline: what it says, beside landmarks."""
     (T, N), S = picture.shape[:2], len(shape)
     camera, seen = project(problem.place(head, e, R), R, t, focal)
     residual = ((picture - seen) / problem.unit).reshape(T, -1)
@@ -189,6 +196,9 @@ def _shape_step(problem: Problem, head: np.ndarray, shape: np.ndarray, focal: fl
     single = np.float32  # what is large; poses stay in double precision
     bent = (D.astype(single) @ np.ascontiguousarray(problem.shapes.transpose(1, 2, 0), single)).reshape(T, 2 * N, S)
     G = np.concatenate([bent, (seen / problem.unit).astype(single).reshape(T, 2 * N, 1)], -1)
+    if outline is not None:
+        residual, w = np.concatenate([residual, outline.residual], 1), np.concatenate([w, outline.weight], 1)
+        A, G = np.concatenate([A, outline.pose], 1), np.concatenate([G, outline.shape.astype(single)], 1)
     AW = np.swapaxes(A * w[..., None], 1, 2)
     AA, AG, Ar = AW @ A, (AW.astype(single) @ G).astype(np.float64), AW @ residual[..., None]
     AA = AA + (1e-6 * np.trace(AA, axis1=1, axis2=2) / 6)[:, None, None] * np.eye(6)

@@ -19,18 +19,6 @@ from render.files import InputError
 _MAGIC, _LINES = b"\x76\x2f\x31\x01\x02\x00\x00\x00", 16  # 16 scan lines are compressed together
 
 
-def linear(coded: np.ndarray) -> np.ndarray:
-    """sRGB-coded values in [0,1] → linear light (IEC 61966-2-1)."""
-    coded = np.clip(coded, 0, 1)
-    return np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def coded(light: np.ndarray) -> np.ndarray:
-    """Linear light in [0,1] → sRGB-coded values; inverse of `linear`."""
-    light = np.clip(light, 0, 1)
-    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
-
-
 def write_exr(path: str | os.PathLike[str], image: np.ndarray, notes: Mapping[str, str] = {}, fps: float = 0.0, names: str = "") -> None:
     """Write (H,W,C) float32 as it is. names: one letter a channel, by default RGB, RGBA, or Z for one channel."""
     height, width, count = image.shape

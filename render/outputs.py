@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from render.encode import SYNTHETIC, VideoWriter, _failed, xmp_packet
-from render.exr import linear, write_exr
+from render.exr import write_exr
 from render.files import InputError, StageError
+from render.light import linear
 from render.sound import AUDIO_RATE, scaling
 
 _NUMBER = re.compile(r"%0?(\d?)d")

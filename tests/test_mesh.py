@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from render.exr import linear
 from render.files import InputError
 from render.isosurface import fill_in, largest_component, neighbours, surface_nets, taubin
+from render.light import linear
 from synthetic import RADII, make_subject, toy_model
 from thnerf import mesh as module
 from thnerf.mesh import HeadMesh, export_mesh, field_mesh, fit_mesh

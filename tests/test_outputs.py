@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from render.camera import Camera
-from render.exr import coded, linear, read_exr, write_exr
+from render.exr import read_exr, write_exr
 from render.files import InputError
+from render.light import coded, linear
 from render.outputs import open_output, output_kind, premultiplied
 from render.plane import hang, plane_homography
 from render.rotations import axis_angle_to_matrix

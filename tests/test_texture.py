@@ -9,7 +9,8 @@ from recon.overlay import posed_vertices
 from recon.subject import Subject, make_split, write_subject
 from recon.track import Track
 from render.camera import Camera
-from render.raster import rasterise
+from render.light import Light, coded, linear
+from render.raster import interpolate, rasterise, vertex_normals
 from render.rotations import from_head_angles
 from render.video import VideoWriter
 from thnerf import texture
@@ -118,7 +119,7 @@ def test_a_cylinder_has_its_seam_behind():
 
 def test_the_subject_keeps_its_texture_until_it_is_fitted_again(subject, monkeypatch):
     calls = []
-    monkeypatch.setattr(texture, "bake", lambda s: calls.append(1) or (np.zeros((8, 8, 3), np.uint8), 0.5))
+    monkeypatch.setattr(texture, "bake", lambda s, albedo: calls.append(1) or (np.zeros((8, 8, 3), np.uint8), 0.5))
     path = texture.subject_texture(subject)
     assert texture.subject_texture(subject) == path and calls == [1]
     subject.info["fingerprint"] = "another fit"
@@ -127,3 +128,37 @@ def test_the_subject_keeps_its_texture_until_it_is_fitted_again(subject, monkeyp
     texture.subject_texture(subject)
     assert calls == [1, 1, 1]
     path.unlink()
+
+
+@pytest.fixture(scope="module")
+def lit(subject, tmp_path_factory) -> tuple[Subject, Light]:
+    """The same head painted plainly, under light from one side and from above."""
+    import shutil
+
+    path = tmp_path_factory.mktemp("lit")
+    for name in ("track.npz", "matte.mp4", "background.png"):
+        shutil.copy(subject.path / name, path / name)
+    coefficients = np.zeros((9, 3))
+    coefficients[0], coefficients[1], coefficients[2], coefficients[3] = 2.4, -0.5, -0.5, (0.9, 0.8, 0.6)
+    light, model, track, plain = Light(coefficients), subject.model, subject.track, np.full((64, 64, 3), 150, np.uint8)
+    with VideoWriter(path / "video.mp4", SIZE, SIZE, 25, crf=4) as video:
+        for i in range(len(track)):
+            camera, vertices = track.camera.at(slice(i, i + 1)), posed_vertices(model, track, i)
+            found = rasterise(vertices, model.faces, camera)
+            normals = interpolate(found, model.faces, vertex_normals(vertices, model.faces))
+            normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+            video.write((coded(linear(texture.draw(vertices, model, plain, camera)) * light.shading(normals)) * 255 + 0.5).astype(np.uint8))
+    write_subject(path, {"clips": [], "split": make_split((0,), len(track)), "fingerprint": "y"})
+    return Subject.open(path), light
+
+
+def test_albedo_is_even_where_light_was_not(lit):
+    subject, light = lit
+    skin = subject.model.regions["face"][subject.model.faces].all(1)
+    spreads = []
+    for albedo in (False, True):
+        picture, _ = texture.bake(subject, 256, 16, albedo)
+        total, texels = weights_of(subject, 256)
+        rows = (total > 2 * texture.ENOUGH) & skin[texels.face]
+        spreads.append(picture[texels.row, texels.column][rows].astype(float).std(0).mean())
+    assert spreads[1] < 0.3 * spreads[0], spreads

@@ -13,9 +13,9 @@ from typing import Any, Callable, Literal
 import numpy as np
 
 from recon.subject import Subject
-from render.exr import linear
 from render.files import InputError, atomic_path
 from render.isosurface import fill_in, largest_component, surface_nets, taubin
+from render.light import linear
 from render.raster import rasterise, vertex_normals
 
 OPAQUE_MM = 5.0  # the surface is where this depth of the field stops half of the light

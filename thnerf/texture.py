@@ -19,6 +19,7 @@ from recon.subject import Subject
 from render.camera import Camera
 from render.files import InputError, atomic_path
 from render.isosurface import neighbours
+from render.light import Light, coded, linear, separate
 from render.progress import progress
 from render.raster import rasterise, vertex_normals
 from render.rotations import head_angles
@@ -38,6 +39,8 @@ PARTS = {  # colours of what the footage never showed, beside SKIN
     "teeth_upper": (0.62, 0.56, 0.49), "teeth_lower": (0.50, 0.45, 0.39), "tongue": (0.45, 0.22, 0.21), "eye_left": (0.72, 0.69, 0.67),
     "eye_right": (0.72, 0.69, 0.67), "mouth_inside": (0.25, 0.11, 0.10), "scalp": (0.30, 0.25, 0.22),
 }
+LIT, CLIPPED = 1500, 0.97  # texels of the skin that tell the light, and the brightest colour that does
+DARKEST = 0.35  # of the mean shading: nothing is brightened by more than its inverse
 IRIS_DEG = 26.0  # from the axis of an eyeball to the white
 SKIN = (0.72, 0.56, 0.48)
 
@@ -69,6 +72,16 @@ class Texels:
         out = out[tuple(nearest)]
         out[far] = values.mean(0).astype(values.dtype)
         return out
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a frame shows: of which texels (N,), with what weights (N,) in (0,1], their colours (N,3) uint8 and unit normals (N,3) in the camera frame."""
+
+    texel: np.ndarray
+    weight: np.ndarray
+    colour: np.ndarray
+    normal: np.ndarray
 
 
 def make_texels(model: MorphableModel, size: int = SIZE) -> Texels:
@@ -107,8 +120,8 @@ def labels(model: MorphableModel) -> np.ndarray:
     return out
 
 
-def sample(picture: np.ndarray, matte: np.ndarray, posed: np.ndarray, model: MorphableModel, texels: Texels, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One frame (H,W,3) uint8 with its matte (H,W): the texels (N,) that it sees, their weights (N,) in (0,1] and colours (N,3) uint8.
+def sample(picture: np.ndarray, matte: np.ndarray, posed: np.ndarray, model: MorphableModel, texels: Texels, camera: Camera) -> Samples:
+    """What one frame (H,W,3) uint8 with its matte (H,W) shows of the texels.
 
     posed (V,3) mm in the world; camera with one frame.
     """
@@ -139,7 +152,9 @@ def sample(picture: np.ndarray, matte: np.ndarray, posed: np.ndarray, model: Mor
     # What lies within lids or lips is small: beside their edge it would take their colour.
     seen &= (own == 0) | ((low[row, column] == own) & (high[row, column] == own))
     seen &= _pick(matte, at, smooth=False) > 200
-    return rows[seen], (facing[seen] - GRAZING).astype(np.float32) ** 2, _pick(picture, at[seen])
+    towards_light = part.of(faces, normals)[seen]
+    towards_light /= np.maximum(np.linalg.norm(towards_light, axis=1, keepdims=True), 1e-9)
+    return Samples(rows[seen], (facing[seen] - GRAZING).astype(np.float32) ** 2, _pick(picture, at[seen]), towards_light.astype(np.float32))
 
 
 def _pick(image: np.ndarray, at: np.ndarray, smooth: bool = True) -> np.ndarray:
@@ -154,14 +169,15 @@ def _pick(image: np.ndarray, at: np.ndarray, smooth: bool = True) -> np.ndarray:
     return found.reshape((-1,) + image.shape[2:])[: len(at)]
 
 
-def blend(samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]], count: int, rounds: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Robust mean (P,3) in [0,1] of what frames saw of P = `count` texels, each as of `sample`, and the total weight (P,).
+def blend(samples: list[Samples], count: int, rounds: int = 4, light: Light | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Robust mean (P,3) in [0,1] of what frames saw of P = `count` texels, and the total weight (P,). light: taken out of every sample before.
 
     Frames that see a point best count most, outliers little.
     """
-    texel = np.concatenate([s[0] for s in samples])
-    weight = np.concatenate([s[1] for s in samples]).astype(np.float64)
-    colour = np.concatenate([s[2] for s in samples]).astype(np.float32) / 255
+    texel = np.concatenate([s.texel for s in samples])
+    weight = np.concatenate([s.weight for s in samples]).astype(np.float64)
+    colour = np.concatenate([s.colour if light is None else unlit(s, light) for s in samples]).astype(np.float32)
+    colour = colour / 255 if light is None else colour
     total = np.bincount(texel, weight, count)
     best = np.zeros(count)
     np.maximum.at(best, texel, weight)
@@ -174,10 +190,31 @@ def blend(samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]], count: int, 
     return mean, total
 
 
-def bake(subject: Subject, size: int = SIZE, views: int = VIEWS) -> tuple[np.ndarray, float]:
+def unlit(samples: Samples, light: Light) -> np.ndarray:
+    """Colours (N,3) sRGB in [0,1] of samples as they would be under even light."""
+    return coded(linear(samples.colour / 255) / np.maximum(light.shading(samples.normal), DARKEST))
+
+
+def footage_light(samples: list[Samples], model: MorphableModel, texels: Texels) -> Light:
+    """The light that falls on the head, from the skin among what frames show. Even light where there is no skin."""
+    skin = np.isin(texels.face, np.flatnonzero(model.regions["face"][model.faces].all(1))) if "face" in model.regions else labels(model)[texels.face] == 0
+    chosen = np.full(len(skin), -1)
+    places = np.flatnonzero(skin)
+    places = places[np.linspace(0, len(places) - 1, min(len(places), LIT)).astype(int)] if len(places) else places
+    chosen[places] = np.arange(len(places))
+    use = [chosen[s.texel] >= 0 for s in samples]
+    if not any(u.any() for u in use):
+        return Light(np.vstack([np.full(3, 1 / 0.282095), np.zeros((8, 3))]))
+    join = lambda name: np.concatenate([getattr(s, name)[u] for s, u in zip(samples, use)])  # noqa: E731
+    colour = join("colour").astype(np.float64) / 255
+    weight = join("weight") * (colour.max(1) < CLIPPED)
+    return separate(chosen[join("texel")], join("normal"), linear(colour), weight + 1e-6, len(places))[0]
+
+
+def bake(subject: Subject, size: int = SIZE, views: int = VIEWS, albedo: bool = False) -> tuple[np.ndarray, float]:
     """Texture (size,size,3) uint8 sRGB of a fitted subject, and the fraction of it that some frame showed.
 
-    Row 0 is v = 1. Raises InputError when the subject has no usable frame.
+    albedo: without the light of the footage (`render.light`), to be lit anew; highlights and cast shadows stay. Row 0 is v = 1. Raises InputError when the subject has no usable frame.
     """
     from render.video import picked_frames
 
@@ -189,7 +226,7 @@ def bake(subject: Subject, size: int = SIZE, views: int = VIEWS) -> tuple[np.nda
     pictures = zip(picked_frames(subject.video_path, frames.tolist()), picked_frames(subject.matte_path, frames.tolist(), grey=True))
     for (index, picture), (_, matte) in progress(pictures, "texture", total=len(frames)):
         samples.append(sample(picture, matte, posed_vertices(model, track, index), model, texels, track.camera.at(slice(index, index + 1))))
-    own, total = blend(samples, len(texels.row))
+    own, total = blend(samples, len(texels.row), light=footage_light(samples, model, texels) if albedo else None)
     vertices = model.vertices(track.shape, np.zeros(len(model.expression_names), np.float32))
     filled = texels.of(model.faces, fill_vertices(model, vertices, texels, own, total))
     share = np.clip(total / ENOUGH, 0, 1)[:, None]
@@ -248,11 +285,11 @@ def _smooth(vertices: np.ndarray, faces: np.ndarray, colours: np.ndarray, known:
     return out
 
 
-def subject_texture(subject: Subject) -> Path:
-    """texture.png of a subject folder, made when it is missing or belongs to another fit. Raises InputError like `bake`."""
+def subject_texture(subject: Subject, albedo: bool = False) -> Path:
+    """texture.png or albedo.png of a subject folder, made when it is missing or belongs to another fit. Raises InputError like `bake`."""
     from PIL import Image, PngImagePlugin
 
-    path, mark = subject.path / "texture.png", f"{VERSION} {subject.fingerprint}"
+    path, mark = subject.path / ("albedo.png" if albedo else "texture.png"), f"{VERSION} {subject.fingerprint}"
     if path.exists():
         try:
             with Image.open(path) as picture:
@@ -260,7 +297,7 @@ def subject_texture(subject: Subject) -> Path:
                     return path
         except (OSError, SyntaxError):  # damaged: made again
             path.unlink()
-    picture, _ = bake(subject)
+    picture, _ = bake(subject, albedo=albedo)
     info = PngImagePlugin.PngInfo()
     info.add_text("thnerf", mark)
     with atomic_path(path) as temporary:

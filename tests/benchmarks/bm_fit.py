@@ -73,8 +73,8 @@ def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...
     """Fit one sequence; exact: its landmarks do not come from a detector and leave the pixels nothing to add."""
     report: dict[str, Any] = {}
     model = load_model().without_response() if exact else load_model()
-    pictures = None if exact else clip.pictures
-    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld, pictures), report
+    pictures, mattes = (None, None) if exact else (clip.pictures, clip.mattes)
+    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld, pictures, mattes), report
 
 
 def laid_over(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from recon.assets import asset
 from recon.fit import choose_crop
 from recon.landmarks import Landmarks, load_detector, quiet_native_log
+from recon.matte import Matter
 from recon.model import load_model
 from recon.track import Track
 from render.progress import progress
@@ -41,7 +42,7 @@ TEXTS = (
 class Footage:
     """Landmarks of one sequence: points (T,478,2) px of a width×height picture, valid (T,), first frames of its clips; the truth of phantoms.
 
-    reference: of real clips, curves of MediaPipe's own blend shapes by running mode and name, each (T,). pictures: reads the frames (height,width,3) uint8.
+    reference: of real clips, curves of MediaPipe's own blend shapes by running mode and name, each (T,). pictures: reads the frames (height,width,3) uint8. mattes: reads (height,width) uint8, made as `fit` makes them.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Footage:
     truth: Track | None = None
     reference: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     pictures: Callable[[], Iterable[np.ndarray]] | None = None
+    mattes: Callable[[], Iterable[np.ndarray]] | None = None
 
 
 def wide_phantom(folder: Path, identity: int) -> Footage:
@@ -108,7 +110,17 @@ def _phantom(folder: Path, name: str, identity: int, make: Callable[[], Track], 
                 video.write(frame)
         _keep(folder / "landmarks.npz", _detect(read_frames(folder / "video.mp4")))
     with np.load(folder / "landmarks.npz") as data:
-        return Footage(name, data["points"], data["valid"], SIZE, SIZE, truth=Track.load(folder / "track.npz"), pictures=lambda: read_frames(folder / "video.mp4"))
+        pictures = lambda: read_frames(folder / "video.mp4")  # noqa: E731
+        return Footage(name, data["points"], data["valid"], SIZE, SIZE, truth=Track.load(folder / "track.npz"), pictures=pictures, mattes=_mattes(folder / "matte.mp4", pictures))
+
+
+def _mattes(path: Path, pictures: Callable[[], Iterable[np.ndarray]], starts: Sequence[int] = (0,)) -> Callable[[], Iterable[np.ndarray]]:
+    """Reads the mattes of pictures, made by an earlier call or now."""
+    if not path.exists():
+        with VideoWriter(path, SIZE, SIZE, FPS, crf=12, grey=True) as video:
+            for matte in Matter().stream(progress(pictures(), path.parent.name), starts):
+                video.write(matte)
+    return lambda: read_frames(path, grey=True)
 
 
 def _detect(frames: Iterable[np.ndarray]) -> Landmarks:
@@ -149,7 +161,8 @@ def real_footage(folder: Path, name: str, clips: Sequence[Path]) -> Footage:
         reference = {mode: {n.split("/")[1]: data[n] for n in data.files if n.startswith(mode + "/")} for mode in ("image", "video")}
         crop = data["crop"].tolist()
         pictures = lambda: (crop_square(frame, *crop, SIZE) for clip in clips for frame in read_frames(clip, FPS))  # noqa: E731
-        return Footage(name, data["points"], data["valid"], SIZE, SIZE, tuple(data["starts"].tolist()), reference=reference, pictures=pictures)
+        starts = tuple(data["starts"].tolist())
+        return Footage(name, data["points"], data["valid"], SIZE, SIZE, starts, reference=reference, pictures=pictures, mattes=_mattes(folder / f"real_{name}" / "matte.mp4", pictures, starts))
 
 
 def _blend_shapes(frames: Iterable[np.ndarray], mode: str) -> dict[str, np.ndarray]:

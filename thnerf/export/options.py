@@ -37,6 +37,8 @@ class ExportOptions:
     """Signs of Live Link's angles: as the app writes them (yaw to the subject's left and pitch up are negative), or positive there."""
     bake: bool = False
     """Write every frame's vertices instead of blend shapes, where the format can (USD)."""
+    albedo: bool = False
+    """Take the light of the footage out of the texture, so that the other program's lights can fall on it."""
 
     def scale(self, default: str) -> float:
         """Units per mm; `default` is the format's own unit."""

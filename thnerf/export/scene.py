@@ -25,6 +25,7 @@ class Scene:
 
     track: at the frame rate of the file. name: of the subject or file. face_model: None where the track's model file is not known.
     audio: the sound that belongs to the track, from its first frame on. subject: whose track it is, where that is known.
+    albedo: whether its texture is without the light of the footage.
     """
 
     track: Track
@@ -32,6 +33,7 @@ class Scene:
     face_model: Optional[MorphableModel] = None
     audio: Optional[Path] = None
     subject: Optional[Subject] = None
+    albedo: bool = False
 
     @property
     def model(self) -> MorphableModel:
@@ -91,7 +93,7 @@ def make_scene(source: str | Path | None, options: ExportOptions = ExportOptions
         else:
             raise InputError(f"the track belongs to the face model {track.model_id}, not to {found.model_id}; name the file of its model with --model")
     name = subject.path.resolve().name if subject is not None else Path(str(source if source is not None else audio)).stem
-    return Scene(track if options.fps is None else track.resample(options.fps), name, found, sound, subject)
+    return Scene(track if options.fps is None else track.resample(options.fps), name, found, sound, subject, options.albedo)
 
 
 def _motion(source: str | Path | None, audio: str | Path | None, run: str, direction: Direction) -> tuple[Track, Optional[Subject], Optional[Path]]:

@@ -13,4 +13,4 @@ def scene_texture(scene: Scene) -> Optional[bytes]:
         return None
     from thnerf.texture import subject_texture
 
-    return subject_texture(scene.subject).read_bytes()
+    return subject_texture(scene.subject, scene.albedo).read_bytes()
