@@ -4,7 +4,7 @@ Who the face is (shape, focal length, landmark corrections) is given by a subjec
 mean face, then the identity is estimated from frames seen so far, spread over what the face did, and estimated again as more come
 (REFINED_AT). That happens in a thread; its result is taken over a fixed number of frames later and faded in, so that the output
 depends on the frames alone, never on the machine's speed, and nothing jumps. Every frame is solved by itself with the solver of
-`fit` and then smoothed by the one-euro filter (Casiez et al. 2012), which follows fast motion at once and calms what is still.
+`fit`, its landmarks corrected in one pass (`recon.corrector`), and then smoothed by the one-euro filter (Casiez et al. 2012), which follows fast motion at once and calms what is still.
 """
 
 from __future__ import annotations

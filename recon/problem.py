@@ -134,12 +134,12 @@ def keyframes(problem: Problem, count: int) -> np.ndarray:
 
 def expression_prior(problem: Problem, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Quadratic (E,E) and linear (E,) part of the expression prior; few landmarks are given a weaker one."""
-    return _prior(problem.names, strength * min(1.0, float(problem.base.sum()) / FULL), bool(problem.lower[0] == 0))
+    return prior(problem.names, strength * min(1.0, float(problem.base.sum()) / FULL), bool(problem.lower[0] == 0))
 
 
 @lru_cache(maxsize=16)
-def _prior(names: tuple[str, ...], strength: float, weights: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of the expressions of these names; weights: they are none or positive. Live tracking asks several times a frame."""
+def prior(names: tuple[str, ...], strength: float, weights: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The same for expressions of these names; weights: they are none or positive. Live tracking asks several times a frame."""
     scale = np.ones(len(names))
     for i, name in enumerate(names):
         scale[i] = 20 if name.startswith(UNSEEN) else 3 if name.startswith(DOUBTFUL) else 6 if name.startswith(RIVALS) else 0.1 if name.startswith(LEADERS) else 1

@@ -96,6 +96,7 @@ def test_a_known_subject_keeps_its_shape_and_is_right_from_the_start(demo):
     depth = lambda frames: np.median([f.translation[2] for f in frames[:10]])  # noqa: E731
     true = np.median(truth.translation[:10, 2])
     assert abs(depth(known) / true - 1) < 0.05 and abs(depth(known) / true - 1) <= abs(depth(unknown) / true - 1) + 0.01
+    assert abs(depth(follow(points[:30], pictures=demo_pictures(), shape=truth.shape, focal=focal)) / true - 1) < 0.05
 
 
 def test_frames_without_a_face_hold_the_last_motion(demo):

@@ -32,7 +32,7 @@ STEPS = 3
 OPAQUE = 0.9  # opacity from which a pixel is the head's alone
 NEIGHBOURS = 0.15  # weight of a pixel: those around it err alike
 FARTHEST = 3.0  # deviations of the prior that one step may go
-SPARSEST = 4  # frames between which corrections may still be interpolated: a tracker's errors change within a few
+SPARSEST = 6  # frames between which corrections may still be interpolated: a tracker's errors change within a few
 
 
 Look = Callable[[np.ndarray], "tuple[np.ndarray, np.ndarray]"]
