@@ -2,7 +2,7 @@
 
 Landmarks on cheeks and jaw slide over the skin as a head turns, so that detectors place them by habit. The edge of the matte is where the skin really ends.
 Where the fitted mesh turns away from the camera, it should lie on that edge; how far it is off along its normal in the picture is one residual a point
-(Ferrari & Jurie's contours as used for faces by Keller et al. 2007; contour generators by linear interpolation of n·v along edges, Hertzmann 1999).
+(occluding contours of faces: Keller, Knothe & Vetter 2007; where they run between vertices, by linear interpolation of n·v along edges: Hertzmann & Zorin 2000).
 A soft matte is read as coverage: the edge is where it falls through one half. Where hair, shoulders or another part of the head lie behind the skin there is no edge nearby, and nothing is said.
 """
 

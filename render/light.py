@@ -1,7 +1,7 @@
 """Light as nine numbers a colour: what a matt surface sends back depends on little more than its normal.
 
 Irradiance from distant light is described within a few percent by spherical harmonics up to the second order (Ramamoorthi & Hanrahan 2001). From footage
-in which one surface is seen under many normals, light and albedo come apart: alternating least squares, as morphable-model fitters do (Blanz & Vetter 1999).
+in which one surface is seen under many normals, light and albedo come apart: alternating, robust least squares.
 """
 
 from __future__ import annotations
