@@ -147,7 +147,7 @@ class LiveTracker:
         """Remember a frame, start estimates of the identity when they are due, take them over when their time has come."""
         if self.count in REFINED_AT:  # from the frames before: those are corrected
             wait = min(TAKEN_AFTER, self.count * 3 // 2)  # before the next one starts
-            self.pending = (self.count + wait, self.worker.submit(self._estimate, list(self.seen), None))
+            self.pending = (self.count + wait, self.worker.submit(self._estimate, list(self.seen)))
         if self.count == 1:
             self.problems, self.old = self._estimate([seen], 0)
             self.new, self.taken = self.old, -FADE
@@ -159,7 +159,7 @@ class LiveTracker:
 
     def _problem(self, points: np.ndarray, model: MorphableModel, deviation: np.ndarray | None = None) -> Problem:
         """The solver's problem of landmarks (K,478,2) px."""
-        certainty = None if deviation is None else 1 / (1 + (deviation / solver.UNSURE) ** 2)
+        certainty = None if deviation is None else solver.certainty_of(deviation)
         problem = make_problem(points, np.ones(len(points), bool), self.width, self.height, model, self.config, certainty=certainty)
         problem.expressions = np.ascontiguousarray(problem.expressions)  # one frame at a time, copies would be what costs most
         if self.known is not None:  # the known head becomes the mean, with nothing left to estimate but focal length and landmark corrections
@@ -169,14 +169,14 @@ class LiveTracker:
         problem.width = CAMERA_FOCAL * self.width / solver.FOCAL if self.camera else min(FRAMING * face, self.width, self.height)
         return problem
 
-    def _estimate(self, seen: list[Seen], rounds: int | None) -> tuple[tuple[Problem, Problem], Estimate]:
+    def _estimate(self, seen: list[Seen], rounds: int = solver.ROUNDS) -> tuple[tuple[Problem, Problem], Estimate]:
         """Problems and identity from landmarks of frames; rounds 0: of the mean face."""
         points, exact = np.stack([s.points for s in seen]), self.model.without_response()
         problem = self._problem(points, self.model)
         if self.corrector is None:
-            identity = solver.solve_identity(problem, self.config, *([] if rounds is None else [rounds]))
+            identity = solver.solve_identity(problem, self.config, rounds)
             return (problem, problem), Estimate(identity, identity)
-        if rounds is not None:
+        if rounds == 0:
             fine = self._problem(points, exact)
             return (problem, fine), Estimate(solver.solve_identity(problem, self.config, rounds), solver.solve_identity(fine, self.config, rounds))
         chosen = keyframes(problem, KEYFRAMES)
@@ -234,7 +234,7 @@ class LiveTracker:
         """The same problem with one frame's landmarks (478,2) px and deviations (478,) mm."""
         problem = copy.copy(problem)
         problem.picture, problem.valid = points[None] - np.array([self.width / 2, self.height / 2]), np.ones(1, bool)
-        problem.certainty = np.ones((1, len(points))) if deviation is None else 1 / (1 + (deviation[None] / solver.UNSURE) ** 2)
+        problem.certainty = np.ones((1, len(points))) if deviation is None else solver.certainty_of(deviation[None])
         return problem
 
 

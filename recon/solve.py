@@ -42,6 +42,7 @@ FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot f
 FOCAL_SPREAD = 0.25  # its standard deviation, in log
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
 BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away under a lid has no texture to follow
+ROUNDS = 14  # of an identity
 LOOKED = 4  # rounds, the last ones, in which the outline is looked at
 PASSES = (9, 3)  # of the corrector: of how many frames it looks at one; the second time it looks from nearby
 UNSURE = 1.5  # mm: deviation of a corrected landmark that halves its weight
@@ -86,7 +87,7 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
                 begun = time.perf_counter()
                 found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts, every)
                 correcting += time.perf_counter() - begun
-                problem = make(found, model.without_response(), 1 / (1 + (deviation / UNSURE) ** 2))
+                problem = make(found, model.without_response(), certainty_of(deviation))
                 identity = solve_identity(problem, config, start=(identity, poses), outline=edge)
                 poses = solve_poses(problem, identity, poses)
         track, projected, photometric = _solve_frames(problem, identity, poses, detected, pictures if large and config.photometric else None, points, clip_starts, fps, model, config)
@@ -129,6 +130,11 @@ def remembered(pictures: Callable[[], Iterable[np.ndarray]]) -> Callable[[], Ite
     return read
 
 
+def certainty_of(deviation: np.ndarray) -> np.ndarray:
+    """What corrected landmarks weigh, 0 to 1, by their deviation (…,) mm."""
+    return 1 / (1 + (deviation / UNSURE) ** 2)
+
+
 def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np.ndarray, R: np.ndarray, t: np.ndarray, e: np.ndarray,
                     strength: float, steps: int = 1, given: np.ndarray | None = None) -> np.ndarray:
     """Expressions (T,E) of some frames (T,) in their bounds for given poses; mouthClose never exceeds jawOpen. `given` (T,E): values to keep, NaN = solve."""
@@ -157,7 +163,7 @@ def fit_expressions(problem: Problem, head: np.ndarray, focal: float, frames: np
     return e.astype(np.float64)
 
 
-def solve_identity(problem: Problem, config: FitConfig, rounds: int = 14, start: tuple[Identity, Poses] | None = None, outline: Outline | None = None) -> Identity:
+def solve_identity(problem: Problem, config: FitConfig, rounds: int = ROUNDS, start: tuple[Identity, Poses] | None = None, outline: Outline | None = None) -> Identity:
     """Shape, focal length and landmark corrections from keyframes. start: a solution for about the same landmarks, from which fewer rounds are enough. outline: of the keyframes' mattes, with which frames those are."""
     frames = keyframes(problem, config.keyframes) if outline is None else outline.frames
     picture, certainty = problem.picture[frames], problem.certainty[frames]

@@ -65,8 +65,8 @@ def separate(point: np.ndarray, normals: np.ndarray, colours: np.ndarray, weight
     mean = lambda w, values: np.stack([np.bincount(point, w * values[:, k], count) for k in range(3)], 1)  # noqa: E731
     weights = np.asarray(weights, np.float64) / weights.mean()
     typical = np.average(colours, axis=0, weights=weights)
-    albedo, light, kept = np.repeat(typical[None], count, 0), None, weights
-    for round_ in range(ROUNDS):
+    albedo, kept = np.repeat(typical[None], count, 0), weights
+    for _ in range(ROUNDS):
         coefficients = np.empty((9, 3))
         for k in range(3):
             rows = basis * albedo[point, k : k + 1] / typical[k]

@@ -66,7 +66,7 @@ def track(
         focal: Focal length in px of the picture; 0 estimates it.
         subject: Whose face it is; without it the identity is estimated from the first frames and refined as more come.
         model: Face model where there is no subject: 'default' or the path of a model file.
-        corrector: Move landmarks to where a network trained on renders sees them (default model only); --no-corrector takes a third less time.
+        corrector: Move landmarks to where a network trained on renders sees them (default model only); --no-corrector takes a fifth less time.
         livelink: Send the motion to Unreal's Live Link, too: HOST:PORT (Unreal listens on port 11111).
         livelink_fps: What the frame numbers of those packets count in.
     """
