@@ -1,9 +1,9 @@
 """Build speech_prior.safetensors: lips, closures and voice from log-mel, for any speaker; see thnerf/speech_prior.py.
 
-Usage: python assets/build_speech_prior.py FOOTAGE [--utterances 600] [--steps 1500], FOOTAGE being a folder with grid_multi/*.mpg (never grid_s1,
-which judges). About 25 minutes on one core, most of it eSpeak NG and sound effects.
+Usage: python assets/build_speech_prior.py FOOTAGE [--utterances 1600] [--steps 5000], FOOTAGE being a folder with grid_multi/*.mpg (never grid_s1,
+which judges). About 25 minutes on one core, most of it the voices (Debian's packages in `recorded_voices.PACKAGES` have to be there) and sound effects.
 
-Data: 600 utterances of `speech_corpus.utterances`, each spoilt twice; the ten clips of grid_multi (CC BY 4.0), as they are and spoilt three
+Data: 1600 utterances of `speech_corpus.utterances`, each spoilt twice; the ten clips of grid_multi (CC BY 4.0), as they are and spoilt three
 times, aligned to their sentences (which their names spell) by `thnerf.alignment`; forty stretches of noise and music. Mouth shapes of all
 of them follow from the phonemes by the phantom's rules, so there is one style.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from thnerf_assets.recorded_voices import ARPABET
 from thnerf_assets.speech_corpus import noise, spoil, utterances
 from render.progress import progress
 from thnerf import audio
@@ -31,15 +32,12 @@ from thnerf.speech_prior import FILE, SIDED, SpeechPrior, save_prior
 
 FPS = 25
 HIDDEN, LAYERS, AHEAD = 128, 4, 2
+LONGEST = 0.14  # s: an alignment lets the first plosive of a clip begin anywhere in the silence before it
 OUT = (*CHANNELS, "mouthClose")
 IMPORTANCE = {"jawOpen": 3.0, **dict.fromkeys(("mouthFunnel", "mouthPucker", "mouthClose", "mouthLowerDown", "mouthUpperUp"), 1.5)}
 GRID = ({"b": "bin", "l": "lay", "p": "place", "s": "set"}, {"b": "blue", "g": "green", "r": "red", "w": "white"}, {"a": "at", "b": "by", "i": "in", "w": "with"},
         {}, dict(zip("z123456789", "zero one two three four five six seven eight nine".split())), {"a": "again", "n": "now", "p": "please", "s": "soon"})
 """Words of a GRID sentence by the letters of its file name."""
-ESPEAK = dict(AA="A", AE="a", AH="V", AO="O", AW="aU", AY="aI", B="b", CH="tS", D="d", DH="D", EH="E", ER="3", EY="eI", F="f", G="g", HH="h", IH="I", IY="i",
-              JH="dZ", K="k", L="l", M="m", N="n", NG="N", OW="oU", OY="OI", P="p", R="r", S="s", SH="S", SIL="_", T="t", TH="T", UH="U", UW="u", V="v", W="w",
-              Y="j", Z="z", ZH="Z")
-"""ARPAbet → eSpeak's mnemonics."""
 
 
 def targets(phonemes: list[Phoneme], clean: np.ndarray) -> np.ndarray:
@@ -74,7 +72,7 @@ def corpus(footage: Path, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     for clip in sorted((footage / "grid_multi").glob("*.mpg")):
         samples, letters = audio.load_audio(clip), clip.stem[-6:]
         text = " ".join(words.get(letter, letter) for words, letter in zip(GRID, letters))
-        truth = targets([(ESPEAK[p], a, b) for p, a, b in forced_alignment(samples, text)], samples)
+        truth = targets([(ARPABET[p.lower()], max(a, b - LONGEST) if p in "PBM" else a, b) for p, a, b in forced_alignment(samples, text)], samples)
         for k in range(4):
             add(samples if k == 0 else spoil(samples, rng), truth)
     silent = np.zeros((6 * FPS, len(OUT) + 2 + len(VISEMES)), np.float32)
@@ -123,8 +121,8 @@ def main() -> None:
     """Speak, spoil, align, train, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("footage", type=Path)
-    parser.add_argument("--utterances", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--utterances", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / FILE)
     chosen = parser.parse_args()
     save_prior(chosen.out, fit(corpus(chosen.footage, chosen.utterances), chosen.steps))

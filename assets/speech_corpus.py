@@ -1,7 +1,7 @@
 """Speech for `build_speech_prior.py`: what is said, by which voices, and how it is spoilt.
 
-All of it is made here: eSpeak NG reads these sentences and random words, so phonemes and their times are exact, and the
-phantom's rules (`thnerf.phantom.visemes`) turn them into mouth shapes.
+All of it is made here: eSpeak NG and the voices of `recorded_voices` read these sentences and random words, so phonemes and their times are exact,
+and the phantom's rules (`thnerf.phantom.visemes`) turn them into mouth shapes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from thnerf.audio import RATE, resample
 from thnerf.phantom.speech import Phoneme, speak
+from thnerf_assets.recorded_voices import VOICES, made_up, read
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "en": (
@@ -56,6 +57,9 @@ _NUCLEI = "a e i o u ee ai ow oo ar or ea".split()
 _CODAS = ["", "", "", *"p b m t d n k l s ng st mp ft sh ve ld".split()]
 
 
+RECORDED = 0.5  # of the utterances are read by voices made of recorded people
+
+
 @dataclass
 class Utterance:
     """samples (n,) float32 at RATE; phonemes with their times in s."""
@@ -76,10 +80,16 @@ def utterances(count: int, seed: int) -> Iterator[Utterance]:
     rng = np.random.default_rng(seed)
     for _ in range(count):
         kind = rng.random()
-        language = "en" if kind < 0.7 else str(rng.choice([k for k in SENTENCES if k != "en"]))
-        text = random_words(rng) if kind < 0.35 else str(rng.choice(SENTENCES[language]))
-        voice = (str(rng.choice(ENGLISH)) if language == "en" else language) + str(rng.choice(VARIANTS))
-        samples, rate, phonemes = speak(text, voice, int(rng.integers(115, 225)), int(rng.integers(10, 90)))
+        if rng.random() < RECORDED:
+            reader = VOICES[rng.integers(len(VOICES))]
+            text = made_up(reader.language, rng) if reader.language != "en" else random_words(rng) if kind < 0.5 else str(rng.choice(SENTENCES["en"]))
+            samples, phonemes = read(text, reader, float(np.exp(rng.uniform(-0.25, 0.2))))
+            rate = RATE
+        else:
+            language = "en" if kind < 0.7 else str(rng.choice([k for k in SENTENCES if k != "en"]))
+            text = random_words(rng) if kind < 0.35 else str(rng.choice(SENTENCES[language]))
+            voice = (str(rng.choice(ENGLISH)) if language == "en" else language) + str(rng.choice(VARIANTS))
+            samples, rate, phonemes = speak(text, voice, int(rng.integers(115, 225)), int(rng.integers(10, 90)))
         size = float(np.exp(rng.uniform(-0.15, 0.15)))
         samples = resample(samples, int(rate * size), RATE)
         lead, tail = (rng.uniform(0.1, 1.2, 2) * RATE).astype(int)

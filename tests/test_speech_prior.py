@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from thnerf_assets.recorded_voices import VOICES, made_up
 from thnerf_assets.speech_corpus import music
 from recon.model import load_model
 from render.files import InputError
@@ -14,7 +15,7 @@ from render.rotations import angle_between
 from thnerf import animate, audio, bilabials, speech_prior
 from thnerf.phantom.motion import loudness
 from thnerf.phantom.speech import speak
-from thnerf.phantom.visemes import mouth_weights
+from thnerf.phantom.visemes import mouth_weights, viseme_sequence
 
 TEXT = "My mother bought a map, but nobody was able to open the box before Monday."
 
@@ -181,3 +182,13 @@ def test_a_word_is_speech_and_a_chord_is_not():
     word = np.where(np.abs(np.arange(100) - 50) < 4, 0.97, 0.01).astype(np.float32)
     assert speech_prior.speaking(chord, 25).max() == 0
     assert speech_prior.speaking(word, 25)[45:56].min() == 1 and speech_prior.speaking(word, 25)[:15].max() == 0
+
+
+def test_phones_of_recorded_voices_have_mouth_shapes():
+    for voice in VOICES:
+        for phone, symbol in voice.phones.items():
+            assert viseme_sequence(symbol) != ("UH",) or symbol in ("V", "@"), (voice.name, phone)
+    for language in {voice.language for voice in VOICES} - {"en"}:
+        encoding = {voice.encoding for voice in VOICES if voice.language == language}.pop()
+        text = made_up(language, np.random.default_rng(1))
+        assert 5 <= len(text.split()) <= 9 and text.encode(encoding)

@@ -1,7 +1,7 @@
-"""How any voice moves the lips: a small network that ships with thnerf, trained on synthetic speech and ten GRID speakers.
+"""How any voice moves the lips: a small network that ships with thnerf, trained on synthetic speech, half of it by voices modelled on people, and ten GRID speakers.
 
 It says, in a neutral style, the ARKit weights of the mouth, where the lips are closed for /p b m/, and where somebody speaks at all
-(noise and music are not speech). A subject's own networks start from its weights; closures and the voice are taken from it as
+(noise and music are not speech). A subject's own networks may start from its weights (`--motion.prior`); closures and the voice are taken from it as
 they are. Data and training: assets/build_speech_prior.py.
 """
 
@@ -27,8 +27,8 @@ CLOSING = (0.5, 1.5)
 JOINT_CLOSING = (-1.2, -0.4)
 """The same for the mean of the network's log odds and those of `thnerf.bilabials`."""
 HEARD = (0.72, 0.82)
-"""Highest probability of speech, over 0.2 s, within a second, from which a sound begins to be speech, and from which it is: chords reach 0.71, noise 0.01;
-speech in nine languages stayed above 0.99, with white noise 10 dB below it above 0.81."""
+"""Highest probability of speech, over 0.2 s, within a second, from which a sound begins to be speech, and from which it is: chords reach 0.11, noise 0.01;
+speech in nine languages stayed above 0.99, with white noise 10 dB below it above 0.96."""
 _OPENING = ("mouthLowerDown", "mouthUpperUp", "mouthFunnel", "mouthStretch", "tongueOut", "mouthShrugLower")
 
 
