@@ -66,6 +66,19 @@ def test_motion_stays_in_range_without_jumps_drift_or_loop(clips):
     assert max(np.mean(x[k:] * x[:-k]) for k in range(200, 1500)) < 0.7
 
 
+def test_whoever_sat_down_anew_does_not_hurry_there(monkeypatch):
+    track = footage(clips=10)
+    apart = np.repeat(12 * np.random.default_rng(3).normal(size=(10, 1)), 90, 0)
+    track = track.replace(translation=track.translation + apart * [1, 0, 0])
+    excess = []
+    for share in (0, pose.SEATED):
+        monkeypatch.setattr(pose, "SEATED", share)
+        fitted = model(track)
+        real = np.mean([np.abs(np.diff(fitted.states[a:b, 3])).mean() for a, b in fitted.runs])
+        excess.append(np.abs(np.diff(fitted.sample(np.ones(3000), seed=2)[:, 3])).mean() / real)
+    assert excess[1] < 0.85 * excess[0]
+
+
 def test_shoulders_move_with_the_head_that_moved_them():
     fitted = model(footage())
     out = fitted.sample(np.ones(2000), seed=1)

@@ -21,6 +21,8 @@ OVERLAP = 0.8
 """Cross-fade between stretches, s."""
 STRETCH = (1.0, 5.0)
 """Shortest and longest stretch before a join, s."""
+SEATED = 0.5
+"""Share of what the mean poses of two clips differ by that is left out: whoever sat down anew between them does not move like that while they speak."""
 _BLINK_BEFORE, _BLINK_AFTER = 0.20, 0.36
 _DEFAULT_BLINK = np.array([0.0, 0.25, 0.8, 1.0, 0.75, 0.45, 0.2, 0.05, 0.0])  # closes faster than it opens
 
@@ -54,6 +56,11 @@ class Layout:
         k = 10 + self.torso
         return {"rotation": from_frontal(states[:, :3]), "translation": states[:, 3:6], "gaze": states[:, 6:10].reshape(-1, 2, 2),
                 "torso": states[:, 10:k], "upper": states[:, k:]}
+
+    @property
+    def slow(self) -> np.ndarray:
+        """State columns of head and shoulders."""
+        return np.r_[0:6, 10 : 10 + self.torso]
 
     @property
     def blinks(self) -> list[int]:
@@ -131,7 +138,7 @@ class PoseModel:
         scaled = (self.states / spread * np.sqrt(importance / importance.sum())).astype(np.float32)
         weight = (0.5 - 0.5 * np.cos(np.pi * (np.arange(overlap) + 0.5) / overlap))[:, None]
         middle = np.median(scaled, 0)
-        slow = np.r_[0:6, 10 : 10 + self.layout.torso]  # head and shoulders
+        slow = self.layout.slow
         out = np.empty((T, self.states.shape[1]))
         used = np.zeros(len(self.states))
         ahead = np.pad(activity, (0, need), mode="edge")
@@ -209,6 +216,10 @@ def fit_pose(track: Track, frames: np.ndarray, activity: np.ndarray) -> PoseMode
     runs = np.stack([edges[:-1], edges[1:]], 1)
     states = layout.pack(track)[frames]
     low, high = states.min(0), states.max(0)
+    slow = layout.slow
+    middle = states[:, slow].mean(0)
+    for a, b in runs:
+        states[a:b, slow] -= SEATED * (states[a:b, slow].mean(0) - middle)
     clean, blink, interval = _split_blinks(states, runs, layout, track.fps)
     active = np.asarray(activity)[frames].astype(np.float32)
     return PoseModel(track.fps, layout, clean.astype(np.float32), runs, active, blink, interval, low, high)
