@@ -138,11 +138,13 @@ def _weighted(M, v, points, basis, G, U, g):
 
 
 class Refiner:
-    """Aligns frames to textures that they share. lowest, highest (T,E): bounds of expressions."""
+    """Aligns frames to textures that they share. lowest, highest (T,E): bounds of expressions; expected (T,E): what they are drawn to instead of 0, NaN for those that have nothing."""
 
-    def __init__(self, problem: Problem, identity: Identity, model: MorphableModel, lowest: np.ndarray, highest: np.ndarray) -> None:
+    def __init__(self, problem: Problem, identity: Identity, model: MorphableModel, lowest: np.ndarray, highest: np.ndarray, expected: np.ndarray | None = None) -> None:
         self.problem, self.identity, self.model, self.pair = problem, identity, model, jaw_pair(problem.names)
-        self.quadratic, self.linear = (TRUST * STIFF * part for part in expression_prior(problem, WEAK))
+        self.quadratic, linear = (TRUST * STIFF * part for part in expression_prior(problem, WEAK))
+        expected = np.full(lowest.shape, np.nan) if expected is None else expected
+        self.pull = np.nan_to_num(expected) @ self.quadratic - np.where(np.isfinite(expected), 0, linear)
         self.lowest, self.highest = lowest, highest
         self.faces_at, self.weights_at = sample_surface(model)
         S = len(identity.shape)
@@ -258,7 +260,7 @@ class Refiner:
         if self.pair is not None:
             close, jaw = self.pair
             highest[:, close] = np.minimum(highest[:, close], e[:, jaw] + 0.1)
-        new = bounded_minimum((He + self.quadratic).astype(np.float32), (ge - self.linear).astype(np.float32), e.astype(np.float32), lowest, highest)
+        new = bounded_minimum((He + self.quadratic).astype(np.float32), (ge + self.pull[poses.frames]).astype(np.float32), e.astype(np.float32), lowest, highest)
         if self.pair is not None:
             new[:, close] = np.minimum(new[:, close], new[:, jaw])
         pose = (solved[..., -1] - (solved[..., :-1] @ (new - e)[..., None])[..., 0]).reshape(-1, 2, 3) @ np.swapaxes(R, 1, 2)

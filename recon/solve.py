@@ -45,6 +45,8 @@ BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away unde
 ROUNDS = 14  # of an identity
 LOOKED = 4  # rounds, the last ones, in which the outline is looked at
 PASSES = (9, 3)  # of the corrector: of how many frames it looks at one; the second time it looks from nearby
+REST = 0.1  # quantile of an expression that may be the shape of the face as well
+TAUGHT = ("mouthSmile", "mouthPucker")  # what the corrector gets right, beside jawOpen, which hardly has a prior
 UNSURE = 1.5  # mm: deviation of a corrected landmark that halves its weight
 SOME = 100  # frames that say by how much a detector is off for a person
 FAST = ("jaw", "mouth", "eyeBlink", "eyeSquint", "eyeWide")  # little smoothing
@@ -294,7 +296,7 @@ def _solve_frames(problem: Problem, identity: Identity, poses: Poses, detected: 
     photometric = None
     if pictures is not None:
         clock = time.perf_counter()
-        R, t, e, change = refine(problem, identity, model, pictures, R, t, e, looks, config)
+        R, t, e, change = refine(problem, identity, model, pictures, R, t, e, looks, config, detected is not problem)
         photometric = (*change, time.perf_counter() - clock)
         rotation, translation, gaze, looks = settle()
     fast = np.array([n.startswith(FAST) or problem.lower[0] < 0 for n in names])  # a statistical component may move the lips
@@ -330,8 +332,9 @@ def expected_points(detected: Problem, identity: Identity, poses: Poses) -> np.n
 
 
 def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Callable[[], Iterable[np.ndarray]], R: np.ndarray, t: np.ndarray, e: np.ndarray,
-           looks: np.ndarray | None, config: FitConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
-    """Poses and expressions of valid frames by the pixels: keyframes make textures, all frames follow them. looks (T,E): coefficients to keep, NaN = solve.
+           looks: np.ndarray | None, config: FitConfig, corrected: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+    """Poses and expressions of valid frames by the pixels: keyframes make textures, all frames follow them. looks (T,E): coefficients to keep, NaN = solve; corrected: what the corrector
+    was taught is drawn to what e (T,E) has above rest instead of to 0, since textures of all keyframes together understate it.
 
     Returns R, t, e and the keyframes' mean difference of local contrast before and after.
     """
@@ -340,7 +343,9 @@ def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures
         lowest, highest = (np.where(np.isfinite(looks), looks, bound).astype(np.float32) for bound in (lowest, highest))
     lids = [i for i, name in enumerate(problem.names) if name.startswith(BY_LANDMARKS)]
     lowest[:, lids] = highest[:, lids] = e[:, lids]
-    refiner = Refiner(problem, identity, model, lowest, highest)
+    known = [corrected and name.startswith(TAUGHT) for name in problem.names]
+    above_rest = np.maximum(e - np.quantile(e[problem.valid], REST, axis=0), 0)
+    refiner = Refiner(problem, identity, model, lowest, highest, np.where(known, above_rest, np.nan))
     frames = keyframes(problem, config.keyframes)
     chosen = {int(i) for i in frames}
     kept = [picture for index, picture in enumerate(pictures()) if index in chosen]

@@ -49,13 +49,13 @@ def scene():
     return model.without_response(), track, np.array(pictures), np.array(points)
 
 
-def refiner_of(scene):
+def refiner_of(scene, expected=None):
     model, track, _, points = scene
     config = FitConfig(focal=2.5 * SIZE, keyframes=FRAMES)
     problem = make_problem(points, track.valid, SIZE, SIZE, model, config)
     identity = solve_identity(problem, config, rounds=6)
     low, high = np.repeat(problem.lower[None], FRAMES, 0), np.repeat(problem.upper[None], FRAMES, 0)
-    return Refiner(problem, identity, model, low, high)
+    return Refiner(problem, identity, model, low, high, expected)
 
 
 def true_poses(track):
@@ -84,6 +84,15 @@ def test_a_frame_that_gets_lost_keeps_its_landmarks(scene, monkeypatch):
     textures = {blur: None for blur, _ in photometric.LATER}
     found = refiner.follow(true, scene[2], textures)
     assert np.allclose(found.R, true.R) and np.allclose(found.t, true.t)
+
+
+def test_expressions_are_drawn_to_what_is_known_of_them(scene):
+    true = true_poses(scene[1])
+    smiles = [scene[0].index(f"mouthSmile{side}") for side in ("Left", "Right")]
+    known = np.full(true.e.shape, np.nan)
+    known[:, smiles] = true.e[:, smiles]
+    nothing, something = (np.abs(refiner_of(scene, expected).learn(true, scene[2])[0].e - true.e)[:, smiles].mean() for expected in (None, known))
+    assert something < 0.8 * nothing
 
 
 def test_the_whole_fit_is_closer_with_pixels_where_landmarks_err_alike(scene):
