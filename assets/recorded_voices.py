@@ -44,7 +44,7 @@ VOICES = (*(Voice("flite", name, "en", ARPABET) for name in ("slt", "rms", "awb"
           *(Voice("festival", f"czech_{name}", "cs", _CZECH, "iso8859-2") for name in ("dita", "krb", "machac", "ph")), *(Voice("festival", "msu_ru_nsh_clunits", "ru", _RUSSIAN, "utf-8"),) * 3,
           *(Voice("festival", f"{name}_diphone", "it", _ITALIAN) for name in ("lp", "pc")), *(Voice("festival", f"{name}_diphone", "fi", _PAUSES) for name in ("suo_fi_lj", "hy_fi_mv")),
           Voice("festival", "upc_ca_ona_hts", "ca", _CATALAN))
-"""Those named twice speak twice as often: three of them were modelled on an hour of one reader each, and one is cut from such an hour."""
+"""Those named more than once speak more often: three of them were modelled on an hour of one reader each, and one is cut from such an hour."""
 _LETTERS = {"cs": ("p b m t d k g f v s z š ž č j h l r n".split(), "a e i o u á é í ou ů".split(), ["", "", "", "m", "n", "s", "k", "t"]),
             "ru": ("п б м т д к г ф в с з ш ж ч х л р н".split(), "а о у э и ы е я".split(), ["", "", "", "м", "н", "с", "к", "т", "п"]),
             "it": ("p b m t d f v s l r n pr br st gn ci gi".split(), "a e i o u ia io".split(), ["", "", "", "n", "l", "r"]),
