@@ -45,18 +45,6 @@ VOICES = (*(Voice("flite", name, "en", ARPABET) for name in ("slt", "rms", "awb"
           *(Voice("festival", f"{name}_diphone", "it", _ITALIAN) for name in ("lp", "pc")), *(Voice("festival", f"{name}_diphone", "fi", _PAUSES) for name in ("suo_fi_lj", "hy_fi_mv")),
           Voice("festival", "upc_ca_ona_hts", "ca", _CATALAN))
 """Those named more than once speak more often: three of them were modelled on an hour of one reader each, and one is cut from such an hour."""
-_LETTERS = {"cs": ("p b m t d k g f v s z š ž č j h l r n".split(), "a e i o u á é í ou ů".split(), ["", "", "", "m", "n", "s", "k", "t"]),
-            "ru": ("п б м т д к г ф в с з ш ж ч х л р н".split(), "а о у э и ы е я".split(), ["", "", "", "м", "н", "с", "к", "т", "п"]),
-            "it": ("p b m t d f v s l r n pr br st gn ci gi".split(), "a e i o u ia io".split(), ["", "", "", "n", "l", "r"]),
-            "fi": ("p b m t d k v s j h l r n".split(), "a e i o u y aa ee ii uu oo".split(), ["", "", "", "n", "s", "t", "l"]),
-            "ca": ("p b m t d f v s l r n g c x ll br pl".split(), "a e i o u ia".split(), ["", "", "", "m", "n", "s", "l", "p"])}
-
-
-def made_up(language: str, rng: np.random.Generator) -> str:
-    """Five to nine words that do not exist, of syllables as the language spells them."""
-    onsets, nuclei, codas = _LETTERS[language]
-    word = lambda: "".join(rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.integers(1, 4)))  # noqa: E731
-    return " ".join(word() + ("," if rng.random() < 0.12 else "") for _ in range(rng.integers(5, 10))).rstrip(",") + "."
 
 
 def read(text: str, voice: Voice, stretch: float) -> tuple[np.ndarray, list[Phoneme]]:

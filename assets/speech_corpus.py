@@ -14,7 +14,7 @@ import numpy as np
 
 from thnerf.audio import RATE, resample
 from thnerf.phantom.speech import Phoneme, speak
-from thnerf_assets.recorded_voices import VOICES, made_up, read
+from thnerf_assets.recorded_voices import VOICES, read
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "en": (
@@ -52,11 +52,14 @@ ENGLISH = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbcwmd")
 VARIANTS = ("", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+Annie", "+Andrea", "+belinda", "+caleb", "+david",
             "+edward", "+grandma", "+linda", "+marcelo", "+max", "+michael", "+Mike", "+paul", "+quincy", "+rob", "+steph", "+steph2", "+victor", "+zac",
             "+klatt", "+klatt2", "+klatt3", "+klatt4", "+croak")
-_ONSETS = "p b m t d k g f v th s z sh ch j h l r w n pl br st sp sm fr".split()
-_NUCLEI = "a e i o u ee ai ow oo ar or ea".split()
-_CODAS = ["", "", "", *"p b m t d n k l s ng st mp ft sh ve ld".split()]
-
-
+_LETTERS = {"en": ("p b m t d k g f v th s z sh ch j h l r w n pl br st sp sm fr".split(), "a e i o u ee ai ow oo ar or ea".split(),
+                    ["", "", "", *"p b m t d n k l s ng st mp ft sh ve ld".split()]),
+            "cs": ("p b m t d k g f v s z š ž č j h l r n".split(), "a e i o u á é í ou ů".split(), ["", "", "", "m", "n", "s", "k", "t"]),
+            "ru": ("п б м т д к г ф в с з ш ж ч х л р н".split(), "а о у э и ы е я".split(), ["", "", "", "м", "н", "с", "к", "т", "п"]),
+            "it": ("p b m t d f v s l r n pr br st gn ci gi".split(), "a e i o u ia io".split(), ["", "", "", "n", "l", "r"]),
+            "fi": ("p b m t d k v s j h l r n".split(), "a e i o u y aa ee ii uu oo".split(), ["", "", "", "n", "s", "t", "l"]),
+            "ca": ("p b m t d f v s l r n g c x ll br pl".split(), "a e i o u ia".split(), ["", "", "", "m", "n", "s", "l", "p"])}
+"""What syllables begin with, contain and end in, as each language spells it."""
 RECORDED = 0.5  # of the utterances are read by voices made of recorded people
 
 
@@ -70,9 +73,19 @@ class Utterance:
 
 def random_words(rng: np.random.Generator) -> str:
     """Five to nine made-up English words, so that every sound meets every other."""
-    word = lambda: "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS) for _ in range(rng.integers(1, 4)))  # noqa: E731
-    words = [word() for _ in range(rng.integers(5, 10))]
+    words = [_word("en", rng) for _ in range(rng.integers(5, 10))]
     return (words[0] + " " + " ".join(w + ("," if rng.random() < 0.12 else "") for w in words[1:])).rstrip(",") + "."
+
+
+def made_up(language: str, rng: np.random.Generator) -> str:
+    """The same in a language that `recorded_voices` speak."""
+    return " ".join(_word(language, rng) + ("," if rng.random() < 0.12 else "") for _ in range(rng.integers(5, 10))).rstrip(",") + "."
+
+
+def _word(language: str, rng: np.random.Generator) -> str:
+    """One to three syllables."""
+    onsets, nuclei, codas = _LETTERS[language]
+    return "".join(rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.integers(1, 4)))
 
 
 def utterances(count: int, seed: int) -> Iterator[Utterance]:

@@ -332,7 +332,7 @@ def expected_points(detected: Problem, identity: Identity, poses: Poses) -> np.n
 
 
 def refine(problem: Problem, identity: Identity, model: MorphableModel, pictures: Callable[[], Iterable[np.ndarray]], R: np.ndarray, t: np.ndarray, e: np.ndarray,
-           looks: np.ndarray | None, config: FitConfig, corrected: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+           looks: np.ndarray | None, config: FitConfig, corrected: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
     """Poses and expressions of valid frames by the pixels: keyframes make textures, all frames follow them. looks (T,E): coefficients to keep, NaN = solve; corrected: what the corrector
     was taught is drawn to what e (T,E) has above rest instead of to 0, since textures of all keyframes together understate it.
 

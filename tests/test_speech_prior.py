@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from thnerf_assets.recorded_voices import VOICES, made_up
-from thnerf_assets.speech_corpus import music
+from thnerf_assets.recorded_voices import VOICES
+from thnerf_assets.speech_corpus import made_up, music
 from recon.model import load_model
 from render.files import InputError
 from render.rotations import angle_between
