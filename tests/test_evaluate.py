@@ -143,7 +143,7 @@ def test_every_setting_measures_what_it_says(subject, tmp_path):
     assert all(set(KEYS) <= set(result[s]) for s in SETTINGS)
     assert result["reconstruct"]["psnr_full"] > 30 and result["reconstruct"]["mouth_correlation"] > 0.99
     assert result["audio"]["av_offset_frames"] == 1 and 0.3 < result["audio"]["mouth_correlation"] < 0.999
-    assert result["frozen_mouth"]["mouth_correlation"] == 0 and result["frozen_mouth"]["av_offset_frames"] is None
+    assert result["frozen_mouth"]["mouth_correlation"] == 0 and result["frozen_mouth"]["mouth_amplitude"] < 1e-4 and result["frozen_mouth"]["av_offset_frames"] is None
     assert abs(result["shuffled"]["mouth_correlation"]) < 0.7 and result["shuffled"]["lmd_px"] > result["audio"]["lmd_px"] * 0.5
     assert result["frozen_mouth"]["psnr_mouth"] < result["audio"]["psnr_mouth"] < result["reconstruct"]["psnr_mouth"]
 

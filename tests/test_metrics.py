@@ -154,6 +154,15 @@ def test_mouth_correlation_of_frozen_scaled_and_mirrored_motion():
     assert metrics.mouth_correlation(face(motion), face(20 - motion)) == pytest.approx(-1)
 
 
+def test_mouth_amplitude_is_a_ratio_of_deviations():
+    motion = talk()
+    assert metrics.mouth_amplitude(face(motion), face(motion, scale=3.0)) == pytest.approx(1)  # of the picture's own interocular distance
+    assert metrics.mouth_amplitude(face(motion), face(2 + 0.5 * motion)) == pytest.approx(0.5)
+    assert metrics.mouth_amplitude(face(motion), face(np.full(120, 3.0))) == pytest.approx(0, abs=1e-6)
+    assert metrics.mouth_amplitude(face(np.full(120, 3.0)), face(motion)) is None
+    assert metrics.mouth_amplitude(face(motion), np.full((120, 68, 2), np.nan)) is None
+
+
 @pytest.mark.parametrize("late", [-4, -1, 0, 1, 3])
 def test_offset_of_a_delayed_picture(late):
     motion = talk(140)
@@ -195,7 +204,7 @@ def test_frames_without_a_face_are_left_out_and_counted():
     assert block["landmark_frames"] == 109 and block["box_frames"] == 119
     assert block["mouth_correlation"] == pytest.approx(1) and block["jitter_ratio"] == pytest.approx(1) and block["av_offset_frames"] == 0
     nothing = measured(truth, np.full_like(render, np.nan)).result()
-    assert [nothing[k] for k in metrics.LANDMARK_KEYS] == [None] * 5 and nothing["ssim_full"] is not None
+    assert [nothing[k] for k in metrics.LANDMARK_KEYS] == [None] * 6 and nothing["ssim_full"] is not None
 
 
 def test_table_has_a_line_for_each_setting():

@@ -18,7 +18,7 @@ import numpy as np
 from recon.landmarks import eye_opening, interocular, mouth_opening
 
 IMAGE_KEYS = ("psnr_full", "psnr_face", "psnr_mouth", "ssim_full", "ssim_face", "ssim_mouth")
-LANDMARK_KEYS = ("lmd_px", "lmd_iod", "mouth_correlation", "jitter_ratio", "av_offset_frames")
+LANDMARK_KEYS = ("lmd_px", "lmd_iod", "mouth_correlation", "mouth_amplitude", "jitter_ratio", "av_offset_frames")
 REGION_KEYS = ("psnr_seam", "eye_correlation", "jitter_background", "jitter_edge", "jitter_outside")
 KEYS = IMAGE_KEYS + LANDMARK_KEYS + REGION_KEYS
 SETTINGS = ("truth", "reconstruct", "unaligned", "audio", "frozen_mouth", "shuffled")
@@ -181,6 +181,16 @@ def mouth_correlation(truth: np.ndarray, render: np.ndarray) -> float | None:
     return pearson(mouth_opening(truth[kept].astype(np.float64)), mouth_opening(render[kept].astype(np.float64))) or 0.0
 
 
+def mouth_amplitude(truth: np.ndarray, render: np.ndarray) -> float | None:
+    """Standard deviation of the mouth opening (as in `mouth_correlation`) over all frames, render over truth; 1 moves as widely as the footage.
+
+    None where no frame has landmarks in both, or the truth's mouth stands still.
+    """
+    kept = both_found(truth, render)
+    real, made = (mouth_opening(p[kept].astype(np.float64)).std() if kept.any() else 0.0 for p in (truth, render))
+    return float(made / real) if real > _CONSTANT else None
+
+
 def eye_correlation(truth: np.ndarray, render: np.ndarray) -> float | None:
     """Pearson correlation of the eye openings (lid gap / eye width, mean of both eyes, each picture's own) over all frames.
 
@@ -248,21 +258,29 @@ def jitter_ratio(truth: np.ndarray, render: np.ndarray, clip_starts: Sequence[in
 
 
 def av_offset(truth: np.ndarray, render: np.ndarray, clip_starts: Sequence[int] = (0,), longest: int = LONGEST_LAG) -> int | None:
-    """The lag in frames, at most `longest` either way, at which the rendered mouth opening correlates best with the real one.
+    """The lag in frames, at most `longest` either way, at which the rendered mouth opening correlates best with the real one (`best_lag`).
 
-    Positive: the picture is late. Pairs are formed within stretches and pooled; the smaller lag wins a tie. None where
-    either opening is constant, or correlates positively at no lag. Measured against the real picture, not the sound: real mouths
-    follow sound energy too loosely (0.2–0.6) to place a frame.
+    Positive: the picture is late. Measured against the real picture, not the sound: real mouths follow sound energy too loosely (0.2–0.6)
+    to place a frame.
     """
     kept = both_found(truth, render)
     opening = np.full((2, len(truth)), np.nan)
     for i, points in enumerate((truth, render)):
         opening[i, kept] = mouth_opening(points[kept].astype(np.float64))
+    return best_lag(opening[0], opening[1], clip_starts, longest)
+
+
+def best_lag(truth: np.ndarray, other: np.ndarray, clip_starts: Sequence[int] = (0,), longest: int = LONGEST_LAG) -> int | None:
+    """The lag in frames at which `other` (T,) correlates best with `truth` (T,), NaN where unknown; positive: `other` is late.
+
+    Pairs are formed within stretches and pooled; the smaller lag wins a tie. None where either is constant, or they correlate
+    positively at no lag.
+    """
     best: tuple[float, int] | None = None
     for lag in sorted(range(-longest, longest + 1), key=abs):
         pairs = []
         for piece in pieces(len(truth), clip_starts):
-            real, made = opening[0, piece], opening[1, piece]
+            real, made = truth[piece], other[piece]
             count = len(real) - abs(lag)
             # The overlap must keep three quarters of a stretch, or few pairs would make a chance peak.
             if 4 * count >= max(12, 3 * len(real)):
@@ -315,6 +333,7 @@ class Measurement:
         out: dict[str, float | int | None] = {key: mean_of_frames(images[:, i]) for i, key in enumerate(IMAGE_KEYS)}
         out["lmd_px"], out["lmd_iod"] = landmark_distance(truth, render)
         out["mouth_correlation"] = mouth_correlation(truth, render)
+        out["mouth_amplitude"] = mouth_amplitude(truth, render)
         out["jitter_ratio"] = jitter_ratio(truth, render, clip_starts)
         out["av_offset_frames"] = av_offset(truth, render, clip_starts)
         out["psnr_seam"] = mean_of_frames(np.array(self.seams))
@@ -335,9 +354,9 @@ class Measurement:
 
 def format_table(result: dict[str, Any]) -> str:
     """The metrics of `thnerf.evaluate.evaluate` as a table in text; – where a value is null. LPIPS has a column where it was measured."""
-    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "jitter", "offset", "seam", "eye r",
+    names = ("PSNR", "face", "mouth", "SSIM", "face", "mouth", "LMD px", "LMD iod", "mouth r", "mouth σ", "jitter", "offset", "seam", "eye r",
              "bg jit", "edge", "outside")
-    digits, keys = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 0, 2, 3, 2, 2, 2), KEYS
+    digits, keys = (2, 2, 2, 4, 4, 4, 2, 4, 3, 2, 2, 0, 2, 3, 2, 2, 2), KEYS
     if any("lpips" in (result.get(setting) or {}) for setting in SETTINGS):
         names, digits, keys = (*names, "LPIPS"), (*digits, 4), (*keys, "lpips")
     lines = [f"{'held-out frames: ' + str(result['frames']):<22}" + "".join(f"{n:>9}" for n in names)]
