@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recon.model import MorphableModel
+from render.light import linear
 
 # sRGB 0–255; skin from light to dark, the others as found in people
 _SKIN = ((236, 196, 170), (226, 178, 148), (208, 158, 124), (178, 126, 92), (134, 90, 64), (96, 62, 44))
@@ -52,31 +53,30 @@ class Look:
         return np.random.default_rng([self.seed, 0xFACE, purpose])
 
 
-def linear(srgb: np.ndarray | tuple[float, ...]) -> np.ndarray:
-    """sRGB in 0…255 → linear light in 0…1."""
-    s = np.asarray(srgb, np.float64) / 255
-    return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
+def _linear(srgb: np.ndarray | tuple[float, ...]) -> np.ndarray:
+    """sRGB in 0…255 → linear light in 0…1, float64."""
+    return linear(np.asarray(srgb, np.float64) / 255).astype(np.float64)
 
 
 def draw_look(identity: int) -> Look:
     """The look of identity seed `identity`; the same seed gives the same person."""
     rng = np.random.default_rng([identity, 0xB0D1])
     tone = float(rng.uniform(0.3, len(_SKIN) - 1.2))
-    skin = linear(_SKIN[int(tone)]) * (1 - tone % 1) + linear(_SKIN[int(tone) + 1]) * (tone % 1)
+    skin = _linear(_SKIN[int(tone)]) * (1 - tone % 1) + _linear(_SKIN[int(tone) + 1]) * (tone % 1)
     skin = 0.86 * skin + 0.14 * skin.mean()  # photographs of skin are less saturated than the charts
     dark = tone / (len(_SKIN) - 1)
-    hair = linear(_HAIR[int(rng.integers(0, 3))] if dark > 0.5 else _HAIR[int(rng.integers(0, len(_HAIR)))])
-    iris = linear(_IRIS[int(rng.integers(0, 2))] if dark > 0.5 else _IRIS[int(rng.integers(0, len(_IRIS)))])
+    hair = _linear(_HAIR[int(rng.integers(0, 3))] if dark > 0.5 else _HAIR[int(rng.integers(0, len(_HAIR)))])
+    iris = _linear(_IRIS[int(rng.integers(0, 2))] if dark > 0.5 else _IRIS[int(rng.integers(0, len(_IRIS)))])
     style = HAIR_STYLES[int(rng.integers(0, len(HAIR_STYLES)))]
-    cloth = linear(_CLOTH[int(rng.integers(0, len(_CLOTH)))])
+    cloth = _linear(_CLOTH[int(rng.integers(0, len(_CLOTH)))])
     azimuth, elevation = rng.choice([-1, 1]) * rng.uniform(0.5, 0.85), rng.uniform(0.45, 0.75)
     direction = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), -np.cos(azimuth) * np.cos(elevation)])
     warmth = float(rng.uniform(-0.06, 0.08))
     exposure = min(1.0, (0.33 / skin.mean()) ** 0.7)  # fair skin would burn out
     return Look(
         seed=int(identity), skin=skin, melanin=dark, hair=hair, iris=iris, cloth=cloth,
-        stripe=linear(_CLOTH[int(rng.integers(0, len(_CLOTH)))]) if rng.random() < 0.35 else None,
-        wall=linear(_WALL[int(rng.integers(0, len(_WALL)))]), style=style,
+        stripe=_linear(_CLOTH[int(rng.integers(0, len(_CLOTH)))]) if rng.random() < 0.35 else None,
+        wall=_linear(_WALL[int(rng.integers(0, len(_WALL)))]), style=style,
         stubble=float(rng.uniform(0.2, 0.7)) if style in ("crop", "swept") and rng.random() < 0.5 else 0.0,
         freckles=float(rng.random() < 0.4) * (1 - dark), key_direction=direction,
         key=2.0 * exposure * np.array([1 + warmth, 1.0, 1 - 1.4 * warmth]), warmth=warmth)
@@ -214,11 +214,11 @@ def paint_room(look: Look, size: int) -> np.ndarray:
     left = 0.03 if side > 0 else 0.66  # a shelf away from the window, the window beside the light
     for shelf in range(4):
         top = 0.06 + 0.2 * shelf
-        cv2.rectangle(image, _pixel(left, top + 0.155, size), _pixel(left + 0.32, top + 0.17, size), tuple(linear((92, 70, 52)) * 0.6), -1)
+        cv2.rectangle(image, _pixel(left, top + 0.155, size), _pixel(left + 0.32, top + 0.17, size), tuple(_linear((92, 70, 52)) * 0.6), -1)
         x = left + 0.01
         while x < left + 0.28:
             width, height = rng.uniform(0.015, 0.045), rng.uniform(0.08, 0.14)
-            colour = linear(rng.uniform(70, 190) + rng.uniform(-38, 38, 3)) * 0.45
+            colour = _linear(rng.uniform(70, 190) + rng.uniform(-38, 38, 3)) * 0.45
             if rng.random() < 0.8:
                 cv2.rectangle(image, _pixel(x, top + 0.155 - height, size), _pixel(x + width, top + 0.155, size), tuple(colour), -1)
             x += width + 0.004
@@ -227,7 +227,7 @@ def paint_room(look: Look, size: int) -> np.ndarray:
     cv2.rectangle(image, _pixel(frame + 0.13, 0.04, size), _pixel(frame + 0.15, 0.5, size), tuple(look.wall * 0.5), -1)
     for _ in range(26):  # leaves of a plant under the window
         centre = np.array([frame + 0.14, 0.72]) + rng.normal(0, (0.07, 0.08))
-        turn, green = float(rng.uniform(0, 180)), tuple(linear((52, 92, 48)) * rng.uniform(0.5, 1.1))
+        turn, green = float(rng.uniform(0, 180)), tuple(_linear((52, 92, 48)) * rng.uniform(0.5, 1.1))
         cv2.ellipse(image, _pixel(*centre, size), (int(14 * s), int(5 * s)), turn, 0, 360, green, -1)
     return cv2.GaussianBlur(image, (0, 0), 6.5 * s).astype(np.float32)
 
