@@ -32,6 +32,8 @@ FILE = "motion.safetensors"
 STATE = "motion-state.safetensors"  # of an unfinished training
 CHUNK = 512
 """Frames predicted at a time."""
+FEWEST = 8
+"""Training frames below which nothing is learnt at all."""
 LISTENED = 60.0
 """Seconds of footage whose phones are heard to find out how readily the lips may shut."""
 
@@ -61,8 +63,8 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
     columns = speech_columns(track.expression_names)
     prior = usable_prior(config)
     ranges, heard = _hear_training(subject, load_encoder(config.encoder), LISTENED if config.bilabials else 0.0)
-    if sum(b - a for a, b in ranges) < 8 or len(train) < 8:
-        raise InputError(f"{subject.path} has too few training frames with sound; fit a clip of at least 10 s")
+    if (found := min(sum(b - a for a, b in ranges), len(train))) < FEWEST:
+        raise InputError(f"{subject.path} has {found} training frames with sound and a face, and speech-to-motion needs {FEWEST}; fit a longer clip")
     modes = mouth.fit_modes(track.expression[train][:, columns], *mouth.lip_metric(subject), config.modes)
     features = np.concatenate([h.features for h in heard])
     mean, spread = (features.mean(0), features.std(0) + 0.3) if prior is None else (prior.mean, prior.spread)

@@ -13,7 +13,7 @@ from thnerf.direction import Direction
 
 
 def demo(out: Path = Path("demo"), minutes: float = 3.5, shared: Shared = Common()) -> dict[str, Any]:
-    """Fit, train, evaluate, speak and export the built-in subject: the whole chain in about seven minutes.
+    """Fit, train, evaluate, speak and export the built-in subject: the whole chain in about five minutes on two cores.
 
     Example: thnerf demo --out demo
 
