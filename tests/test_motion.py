@@ -275,6 +275,18 @@ def test_footage_without_sound_is_refused(tmp_path):
         motion.train_motion(subject, tmp_path / "run", SMALL, 1)
 
 
+@pytest.mark.parametrize("frames, enough", [(motion.FEWEST - 1, False), (motion.FEWEST, True)])
+def test_too_little_footage_is_refused_with_its_length(tmp_path, frames, enough):
+    subject = make_subject(tmp_path / "short", 2.0)
+    subject.info["split"] = {"train": [[0, frames]], "test": []}
+    tiny = MotionConfig(members=1, steps=1, hidden=16, batch=2, bilabials=False)
+    if enough:
+        assert motion.train_motion(subject, tmp_path / "run", tiny, 10)["frames"] == frames
+    else:
+        with pytest.raises(InputError, match=f"{frames} training frames .* needs {motion.FEWEST}"):
+            motion.train_motion(subject, tmp_path / "run", tiny, 10)
+
+
 def test_several_clips_and_invalid_frames(tmp_path):
     subject = make_subject(tmp_path / "clips", 12.0, clips=4)
     valid = subject.track.valid.copy()

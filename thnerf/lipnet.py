@@ -101,7 +101,10 @@ class Stretch:
 
 
 def hold_out(stretches: Sequence[Stretch], member: int, members: int, share: float) -> tuple[list[Stretch], list[Stretch]]:
-    """Split into training and validation: member m leaves out `share` of the frames around (m + ½) / members of the whole."""
+    """Split into training and validation: member m leaves out `share` of the frames around (m + ½) / members of the whole.
+
+    Where either would have no two frames in a row, both are the whole.
+    """
     total = sum(map(len, stretches))
     low = int(total * ((member + 0.5) / members - share / 2))
     high = low + max(1, int(total * share))
@@ -111,7 +114,7 @@ def hold_out(stretches: Sequence[Stretch], member: int, members: int, share: flo
         train += [s.cut(*r) for r in ((0, a), (b, len(s))) if r[1] - r[0] >= 2]
         validation += [s.cut(a, b)] if b - a >= 2 else []
         start += len(s)
-    return (train, validation) if train else (list(stretches), list(stretches))
+    return (train, validation) if train and validation else (list(stretches), list(stretches))
 
 
 class Batches:
