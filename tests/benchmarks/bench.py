@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, the machine in words, JSON beside the table, and running without AVX-512."""
+"""What the benchmarks share: timing, figures against what is asked, the machine in words, JSON beside the table, and running without AVX-512."""
 
 from __future__ import annotations
 
@@ -11,10 +11,49 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Row:
+    """One line of the table: what, what was asked in words, the value, whether it meets the ask (None: nothing was asked)."""
+
+    what: str
+    asked: str
+    value: float
+    met: bool | None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.value = float(self.value)
+
+
+def most(what: str, limit: float, value: float, note: str = "") -> Row:
+    """A figure that must not exceed `limit`."""
+    return Row(what, f"<= {limit:g}", value, bool(value <= limit), note)
+
+
+def least(what: str, limit: float, value: float, note: str = "") -> Row:
+    """A figure that must reach `limit`."""
+    return Row(what, f">= {limit:g}", value, bool(value >= limit), note)
+
+
+def table(rows: Sequence[Row]) -> None:
+    """Print figures beside what is asked of them."""
+    print("| figure | asked | measured | |\n|---|---|---|---|")
+    for row in rows:
+        mark = "" if row.met is None else "met" if row.met else "**missed**"
+        print(f"| {row.what} | {row.asked} | {row.value:.3g} {mark} | {row.note} |", flush=True)
+
+
+def footage() -> Path | None:
+    """The folder of the development footage, where there is one."""
+    root = Path(__file__).resolve().parents[2]
+    return next((Path(p) for p in (os.environ.get("THNERF_FOOTAGE"), root.parent / "shared" / "data") if p and Path(p).is_dir()), None)
 
 
 def milliseconds(work: Callable[[], Any], repeat: int = 20, wait: Callable[[], Any] = lambda: None) -> float:

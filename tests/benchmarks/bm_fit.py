@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import thnerf  # noqa: E402, F401 - before torch: it sets how idle OpenMP threads wait
 
 import numpy as np  # noqa: E402
+from bench import Row, footage, least, most, table  # noqa: E402
 from fit_sequences import BLINKS, STILL, Footage, real_clips, real_footage, still_phantom, wide_phantom  # noqa: E402
 
 from recon import landmarks as lm  # noqa: E402
@@ -45,27 +46,6 @@ from render.video import read_frames  # noqa: E402
 FOLLOWED = {"jawOpen": ("jawOpen",), "blinks": ("eyeBlinkLeft", "eyeBlinkRight"), "smile": ("mouthSmileLeft", "mouthSmileRight"), "pucker": ("mouthPucker",)}
 WITHHELD = lm.INNER_LIP[1::2]
 FACING = 15  # degrees of yaw: the reference calls the mouths of heads that turn farther shut
-
-
-@dataclass
-class Row:
-    """One line of the table: what, what was asked in words, the value, whether it meets the ask (None: nothing was asked)."""
-
-    what: str
-    asked: str
-    value: float
-    met: bool | None
-    note: str = ""
-
-
-def most(what: str, limit: float, value: float, note: str = "") -> Row:
-    """A figure that must not exceed `limit`."""
-    return Row(what, f"<= {limit:g}", float(value), bool(value <= limit), note)
-
-
-def least(what: str, limit: float, value: float, note: str = "") -> Row:
-    """A figure that must reach `limit`."""
-    return Row(what, f">= {limit:g}", float(value), bool(value >= limit), note)
 
 
 def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...] = (),
@@ -291,15 +271,12 @@ def main() -> None:
     parser.add_argument("--adam-seconds", type=float, default=60.0, help="budget of the baseline")
     args = parser.parse_args()
     identities = 3 if args.quick else args.identities
-    data = next((Path(p) for p in (os.environ.get("THNERF_FOOTAGE"), ROOT.parent / "shared" / "data") if p and Path(p).is_dir()), None)
+    data = footage()
     work: dict[str, Callable[[], list[Row]]] = {
         "accuracy": lambda: accuracy(args.cache, identities), "exact": lambda: accuracy(args.cache, identities, True), "jitter": lambda: jitter(args.cache, min(3, identities)), "real": lambda: real(args.cache, data),
         "speed": lambda: speed(args.cache, data), "live": lambda: live(data), "adam": lambda: adam(args.cache, args.adam_seconds)}
     rows = [row for part in args.parts for row in work[part]()]
-    print("| figure | asked | measured | |\n|---|---|---|---|")
-    for row in rows:
-        mark = "" if row.met is None else "met" if row.met else "**missed**"
-        print(f"| {row.what} | {row.asked} | {row.value:.3g} {mark} | {row.note} |")
+    table(rows)
     print(json.dumps([vars(row) for row in rows]))
 
 
