@@ -48,6 +48,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where nothing can be written at `path`, before the work whose result is to go there. Leaves nothing behind."""
+    path = Path(path)
+    place = next((p for p in (path, *path.absolute().parents) if p.exists() and (p.is_dir() or p != path)), Path.cwd())
+    try:
+        if not place.is_dir():
+            raise InputError(f"{path} cannot be written, because {place} is a file; choose another place")
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from None
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically. Infinities and NaN become null."""
     with atomic_path(path) as temporary:

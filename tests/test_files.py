@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recon.subject import Subject, make_split
-from render.files import InputError, StageError, atomic_path, read_json, write_json
+from render.files import InputError, StageError, atomic_path, check_place, read_json, write_json
 from render.rotations import from_head_angles, head_angles
 from thnerf.demo import compare_tracks
 
@@ -27,6 +27,16 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         with atomic_path(tmp_path / "a.txt"):
             raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_and_others_are_left_alone(tmp_path):
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "file")
+    check_place(tmp_path / "new" / "deeper" / "a.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    for bad in (tmp_path / "file" / "a.mp4", "/proc/none/a.mp4"):
+        with pytest.raises(InputError, match="choose another place"):
+            check_place(bad)
 
 
 def test_json_holds_no_infinity(tmp_path):
