@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterable, Iterator, Protocol
 import numpy as np
 
 from recon.assets import asset
-from render.files import InputError
+from render.files import InputError, unreadable
 
 LONGEST_SIDE = 1280  # px; larger frames are reduced before detection, the networks see 256 px anyway
 
@@ -197,7 +197,7 @@ class StoredDetector:
         except FileNotFoundError:
             raise InputError(f"{path} does not exist; give an .npz with landmarks or use --detector mediapipe") from None
         except Exception as error:  # numpy and zipfile each raise their own kinds on damaged files
-            raise InputError(f"{path} is not a readable landmark file ({error}); it needs `points` (T,478,2) and `valid` (T,)") from None
+            raise InputError(f"{path} is not a readable landmark file ({unreadable(error)}); it needs `points` (T,478,2) and `valid` (T,)") from None
         if points.ndim != 3 or points.shape[1] not in SCHEMES or points.shape[2] < 2 or valid.shape != points.shape[:1]:
             raise InputError(f"{path} needs points of shape (T,478,2) or (T,68,2) and valid (T,), got {points.shape} and {valid.shape}")
         self.path, self.points, self.valid, self._next = path, points[..., :2], valid & np.isfinite(points[..., :2]).all((1, 2)), 0

@@ -74,6 +74,22 @@ def test_bad_input_is_one_sentence_and_code_2(name, tmp_path, capfd):
     assert not (tmp_path / "out" / "subject.json").exists()
 
 
+@pytest.mark.parametrize("option, value", [
+    ("--focal", "nan"), ("--focal", "1e9"), ("--focal", "5"), ("--pose-smoothing", "inf"), ("--expression-smoothing", "nan"), ("--crf", "52"), ("--crf", "-1"), ("--size", "99998"),
+    ("--size", "65"), ("--shape-components", "-1"), ("--keyframes", "0"), ("--fps", "nan")])
+def test_fit_refuses_numbers_that_cannot_be(option, value, tmp_path, capfd):
+    code, _, err = run("fit", tmp_path / "a.mp4", "--out", tmp_path / "me", f"{option}={value}", capfd=capfd)
+    assert code == 2 and err.startswith(f"thnerf: {option} must ") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("call, words", [
+    ("track --camera none.mp4 --focal nan", "--focal must"), ("phantom -o {} --seed=-1", "--seed must"), ("phantom -o {} --size 99998", "--size must"),
+    ("phantom -o {} --fps nan", "--fps must"), ("retarget none.npz --model default -o {}/a.npz --smoothing nan", "--smoothing must"), ("demo --out {} --minutes nan", "--minutes must")])
+def test_others_refuse_them_before_any_work(call, words, tmp_path, capfd):
+    code, _, err = run(*(part.format(tmp_path / "out") for part in call.split()), capfd=capfd)
+    assert code == 2 and err.startswith(f"thnerf: {words}") and not (tmp_path / "out").exists()
+
+
 def test_a_track_exports_and_json_stays_alone_on_stdout(tmp_path, capfd):
     import json
 

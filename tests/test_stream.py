@@ -110,8 +110,9 @@ def test_nothing_is_heard_from_beyond_the_stated_latency(trained, whole):
         np.testing.assert_allclose(expressions(frames[: i + 1]), expressions(whole[: i + 1]), atol=1e-5)
         streamer = stream.Streamer(subject, subject.run())
         assert len(list(streamer.push(sound[:last]))) >= i + 1  # and it comes as soon as that is in
-    with pytest.raises(InputError, match="--latency"):
-        stream.stream_speech(subject, [sound], [], latency=20)
+    for latency in (20, 92.9, np.nan, np.inf):
+        with pytest.raises(InputError, match="--latency must be a number of at least 93 ms"):
+            stream.stream_speech(subject, [sound], [], latency=latency)
 
 
 def test_the_jaw_follows_unseen_sound(trained, whole):

@@ -1,6 +1,7 @@
 """Training on the toy subject: it learns, generalises, can be stopped, killed and resumed, and renders fast as it renders slowly."""
 
 import dataclasses
+import math
 import os
 import signal
 
@@ -13,7 +14,7 @@ from render.files import InputError, StageError
 from render.video import load_video
 from synthetic import make_subject, toy_model
 from thnerf.avatar import Avatar
-from thnerf.config import FieldConfig, TorsoConfig, TrainConfig
+from thnerf.config import FieldConfig, MotionConfig, TorsoConfig, TrainConfig
 from thnerf.dataset import load_background, load_training_set
 from thnerf.trainer import Trainer, load_renderer, new_trainer, train, write_tensors
 
@@ -200,7 +201,9 @@ def test_divergence_is_reported_and_does_not_spoil_the_weights(subject: Subject)
     assert torch.equal(before, trainer.avatar.tables.tables)
 
 
-@pytest.mark.parametrize("bad", [{"minutes": 0.0}, {"steps": 0}, {"device": "tpu"}, {"head": FieldConfig(width=30)}])
+@pytest.mark.parametrize("bad", [{"minutes": 0.0}, {"steps": 0}, {"device": "tpu"}, {"head": FieldConfig(width=30)}, {"minutes": math.nan}, {"seed": -1}, {"rate": math.inf},
+                                 {"head": FieldConfig(levels=0)}, {"head": FieldConfig(levels=99)}, {"head": FieldConfig(log2_entries=40)}, {"head": FieldConfig(base_resolution=0)},
+                                 {"head": FieldConfig(finest_resolution=1)}, {"head": FieldConfig(finest_resolution=8)}, {"head": FieldConfig(step_mm=math.nan)}, {"motion": MotionConfig(dropout=1.5)}])
 def test_impossible_settings_are_refused(subject: Subject, bad: dict) -> None:
     with pytest.raises(InputError):
         train(subject, dataclasses.replace(SMALL, run="bad", **bad), toy_model())

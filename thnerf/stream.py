@@ -25,7 +25,7 @@ from recon.lines import MotionFrame
 from recon.subject import Subject
 from recon.track import Track
 from render.camera import Camera
-from render.files import InputError
+from render.files import InputError, check_number
 from thnerf import audio
 from thnerf.direction import Direction, direct, parse_blink
 from thnerf.manner import Manner
@@ -303,11 +303,12 @@ def stream_speech(subject: Subject, packets: Iterable[np.ndarray], sinks: Sequen
     """
     lookahead = None
     if latency is not None:
+        least = math.ceil(1000 * ((3 + 5) / (4 * subject.track.fps) + audio.WINDOW / 2 / audio.RATE))
+        check_number("--latency", latency, least, math.inf, " ms: a frame needs its own sound and what the first layers hear around it")
         lookahead = math.floor((latency / 1000 - audio.WINDOW / 2 / audio.RATE) * 4 * subject.track.fps + 1e-6) - 3
-        if lookahead < 5:
-            least = (3 + 5) / (4 * subject.track.fps) + audio.WINDOW / 2 / audio.RATE
-            raise InputError(f"--latency must be at least {math.ceil(1000 * least)} ms: a frame's own sound, and what its first layers hear around it")
     streamer = Streamer(subject, subject.run(run), direction, lookahead)
+    if lookahead is not None and lookahead > streamer.lookahead:
+        _say(f"--latency {latency:g} is more than this run's network hears ahead; it is limited to {1000 * streamer.latency:.0f} ms")
     _say(f"a frame comes {1000 * streamer.latency:.0f} ms after the moment it shows")
     spent: list[float] = []
 
