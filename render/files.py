@@ -81,9 +81,14 @@ def check_numbers(config: Any, limits: Mapping[str, tuple[float, float]], prefix
             check_number(prefix + name, value, *limits.get(field.name, (-math.inf, math.inf)))
 
 
-def check_place(path: str | os.PathLike[str]) -> None:
-    """Raise InputError where nothing can be written at `path`, before the work whose result is to go there. Leaves nothing behind."""
-    path = Path(path)
+def check_place(*paths: str | os.PathLike[str] | None) -> None:
+    """Raise InputError where nothing can be written at one of `paths`, before the work whose result is to go there. Leaves nothing behind."""
+    for path in paths:
+        if path is not None:
+            _check_place(Path(path))
+
+
+def _check_place(path: Path) -> None:
     place = next((p for p in (path, *path.absolute().parents) if p.exists() and (p.is_dir() or p != path)), Path.cwd())
     try:
         if not place.is_dir():

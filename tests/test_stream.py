@@ -170,7 +170,7 @@ def test_streamed_speech_is_directed(trained, tmp_path):
     track = subject.track[:1].replace(rotation=amplified[9].rotation[None], translation=amplified[9].translation[None], camera=Camera(subject.track.camera.K, np.eye(4)[None], 64, 64))
     np.testing.assert_allclose(amplified[9].gaze, camera_gaze(track)[0], atol=0.05)
     np.testing.assert_allclose([f.expression["browInnerUp"] for f in amplified], np.clip([f.expression["browInnerUp"] + 0.3 for f in plain], 0, 1), atol=0.05)
-    for wish in ({"text": "Hello"}, {"drive": "a.mp4"}, {"blink": "source"}, {"gaze": "source"}, {"blink": "a.npz"}, {"gaze": "a.npz"}):
+    for wish in ({"text": "Hello"}, {"drive": "a.mp4"}, {"blink": "source"}, {"gaze": "source"}, {"blink": "a.npz"}, {"gaze": "a.npz"}, {"pose": "a.mp4"}):
         with pytest.raises(InputError, match="thnerf stream"):
             stream.Streamer(subject, subject.run(), Direction(**wish))
     source = said(subject, sound[:48_000], direction=Direction(pose="source"))

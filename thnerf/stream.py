@@ -136,12 +136,15 @@ class Streamer:
         """
         from thnerf.drive import face_model
         from thnerf.motion import Speaker
+        from thnerf.performance import POSES
 
         if direction.text is not None or direction.drive is not None:
             raise InputError("thnerf stream speaks what it hears; leave out --text and --drive")
         blink = parse_blink(direction.blink)
         if isinstance(blink, Path) or "source" in (direction.blink, direction.gaze) or direction.gaze.lower().endswith(".npz"):
             raise InputError("thnerf stream takes --blink auto or a number, and --gaze auto, camera or YAW,PITCH")
+        if direction.pose not in (None, *POSES) and Path(direction.pose).suffix != ".npz":
+            raise InputError(f"thnerf stream takes --pose {', '.join(POSES)} or a Track .npz, not {direction.pose!r}; fit a video first (thnerf fit) and give its track.npz")
         self.speaker, self.home, self.fps = Speaker(subject, run_dir), subject.track, subject.track.fps
         if self.speaker.encoder.name != "logmel":
             raise InputError(f"this run hears through {self.speaker.encoder.name}, which needs whole utterances; train one to stream with --motion.encoder logmel")
