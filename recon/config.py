@@ -22,7 +22,7 @@ class FitConfig:
     model: str = "default"
     """Face model: 'default' or the path of a model file."""
     detector: str = "mediapipe"
-    """Landmark detector: mediapipe, face-alignment, or the path of an .npz with landmarks in source px."""
+    """Landmark detector: mediapipe, face-alignment (face-alignment:FOLDER where its weights lie in a folder of yours), or the path of an .npz with landmarks in source px."""
     crop_heights: float = 2.3
     """Side of the crop in face heights (brow-to-chin mesh of the detector); larger shows more shoulders."""
     shape_components: int = 60

@@ -88,6 +88,8 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
     clips, out = tuple(Path(c) for c in clips), Path(out)
     if config.model != DEFAULT_MODEL:  # subject.json is read from other folders later
         config = replace(config, model=str(Path(config.model).resolve()))
+    if config.detector.startswith("face-alignment:"):
+        config = replace(config, detector=f"face-alignment:{Path(config.detector.partition(':')[2]).resolve()}")
     if not clips:
         raise InputError("fit needs at least one clip")
     if out.exists() and not out.is_dir():
