@@ -124,7 +124,7 @@ class TrainConfig:
     """One training run."""
 
     minutes: float = 10.0
-    """Wall clock of the whole command, compilation and speech-to-motion network included."""
+    """Wall clock of the whole command, compilation and speech-to-motion network included. A run that was stopped may be given more."""
     steps: int | None = None
     """Stop the field after this many steps, whatever the time (the schedule follows the steps then)."""
     run: str = "default"
