@@ -115,6 +115,15 @@ def test_nothing_is_heard_from_beyond_the_stated_latency(trained, whole):
             stream.stream_speech(subject, [sound], [], latency=latency)
 
 
+def test_a_latency_that_brings_nothing_more_is_limited_and_said(trained, monkeypatch, capsys):
+    subject, sound, _ = trained
+    monkeypatch.setenv("THNERF_QUIET", "0")
+    most = stream.stream_speech(subject, [sound[:4000]], [], latency=1e9)["latency_ms"]
+    assert f"it is limited to {most:.0f} ms" in capsys.readouterr().err and most < 1000
+    stream.stream_speech(subject, [sound[:4000]], [], latency=most)
+    assert "limited" not in capsys.readouterr().err
+
+
 def test_the_jaw_follows_unseen_sound(trained, whole):
     jaw = np.array([f.expression["jawOpen"] for f in whole])
     truth = trained[2][: len(jaw), 0]
