@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from render.files import InputError
+from render.files import InputError, check_numbers
+
+_LIMITS = {"size": (64, 2048), "fps": (1, 240), "crop_heights": (1.2, 6), "shape_components": (0, 10000), "keyframes": (1, 10000), "focal": (0, 100000),
+           "pose_smoothing": (0, 1000), "expression_smoothing": (0, 1000), "crf": (0, 51)}
 
 
 @dataclass(frozen=True)
@@ -13,13 +16,13 @@ class FitConfig:
     """How footage becomes a subject."""
 
     size: int = 256
-    """Side of the square crop that everything after fit works on, px."""
+    """Side of the square crop that everything after fit works on, px; at most 2048."""
     fps: float = 25.0
     """Frame rate of the subject; footage of any other rate is resampled by timestamps."""
     model: str = "default"
     """Face model: 'default' or the path of a model file."""
     detector: str = "mediapipe"
-    """Landmark detector: mediapipe, face-alignment, or the path of an .npz with landmarks in source px."""
+    """Landmark detector: mediapipe, face-alignment (face-alignment:FOLDER where its weights lie in a folder of yours), or the path of an .npz with landmarks in source px."""
     crop_heights: float = 2.3
     """Side of the crop in face heights (brow-to-chin mesh of the detector); larger shows more shoulders."""
     shape_components: int = 60
@@ -39,7 +42,7 @@ class FitConfig:
     expression_smoothing: float = 0.04
     """The same for lips, jaw and lids, light enough to keep plosives and blinks; brows and cheeks get 20 times as much."""
     crf: int = 12
-    """H.264 quality of video.mp4: lower is better and larger."""
+    """H.264 quality of video.mp4, 0 to 51: lower is better and larger."""
     overlay: bool = True
     """Whether to write what is only to be looked at: report.html, overlay.mp4 (mesh and landmarks on the footage) and curves.png."""
     fix_sync: bool = False
@@ -49,14 +52,11 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for settings that cannot work."""
-        if self.size < 64 or self.size % 2:
-            raise InputError(f"--size must be an even number of at least 64 px, got {self.size}")
-        if not 1 <= self.fps <= 240:
-            raise InputError(f"--fps must lie between 1 and 240, got {self.fps:g}")
-        if not 1.2 <= self.crop_heights <= 6:
-            raise InputError(f"--crop-heights must lie between 1.2 and 6, got {self.crop_heights:g}")
-        if self.shape_components < 0 or self.keyframes < 1 or min(self.pose_smoothing, self.expression_smoothing, self.focal) < 0:
-            raise InputError("fit settings must not be negative, and keyframes at least 1")
+        check_numbers(self, _LIMITS)
+        if self.size % 2:
+            raise InputError(f"--size must be an even number of px, not {self.size}")
+        if 0 < self.focal < 30:
+            raise InputError(f"--focal must be 0, which solves for it, or lie between 30 and 100000 px, not {self.focal:g}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -93,7 +93,7 @@ class Sample:
             yield frame
 
     def findings(self, clip: str | Path, info: VideoInfo, faces: dict[int, np.ndarray]) -> list[Finding]:
-        """All checks of a clip; faces (F,478|68,2) px of the kept frames, by index."""
+        """All checks of a clip; info: with the duration that was decoded; faces (F,478|68,2) px of the kept frames, by index."""
         largest = {i: max(f, key=lambda p: np.ptp(p[:, 1])) for i, f in faces.items() if len(f)}
         pixels = [_face_pixels(self.pictures[i], p * self.scale) for i, p in largest.items()]
         return [*_container(info), _steady_rate(timestamps(clip)), *_face(info, list(faces.values())), *_picture(pixels, self._borders, self.changes),
@@ -108,12 +108,21 @@ def diagnose(clip: str | Path) -> Report:
     faces = {i: detector.candidates(frame) for i, frame in enumerate(sample.watch(read_frames(clip))) if i % sample.step == 0}
     if not faces:
         raise InputError(f"{clip} has no frames that can be decoded; export it again as H.264 mp4")
-    findings = sample.findings(clip, info, faces)
+    times = timestamps(clip)
+    seconds = (float(times[min(sample.index, len(times)) - 1]) if len(times) else (sample.index - 1) / info.fps) + 1 / info.fps
+    findings = [*sample.findings(clip, replace(info, duration=seconds), faces), *cut_short(info, seconds)]
     sound = read_audio_track(clip, SYNC_RATE, SYNC_FRAMES / SYNC_FPS) if info.has_audio else None
     if sound is not None and np.abs(sound).max() > 1e-4 and any(len(f) for f in faces.values()):
         found = detector.detect(islice(read_frames(clip, SYNC_FPS), SYNC_FRAMES))
         findings += sync_finding(measure_sync(found.points, found.valid, sound, SYNC_FPS, [(0, len(found.valid))]), len(found.valid) / SYNC_FPS)
     return Report(str(clip), findings)
+
+
+def cut_short(info: VideoInfo, seconds: float) -> list[Finding]:
+    """A complaint where a file declares more than the `seconds` of it that could be decoded: half a download still says how long the whole was."""
+    if info.duration - seconds <= max(0.5, 0.01 * info.duration):
+        return []
+    return [Finding("whole file", "warn", f"only {seconds:.1f} of {info.duration:.1f} s could be decoded", "copy the file again: the rest of it is missing or damaged")]
 
 
 def sync_finding(sync: Sync, seconds: float, moved: int = 0) -> list[Finding]:
@@ -281,7 +290,7 @@ def _sound(clip: Path, info: VideoInfo) -> list[Finding]:
     snr = loud - float(np.quantile(level, 0.05))
     clipped = float((np.abs(samples) > 0.995).mean())
     pause = float((level < loud - 25).mean())
-    mismatch = abs(info.audio_duration - info.duration) if info.audio_duration else 0.0
+    mismatch = abs(len(samples) / 16000 - info.duration)
     return [
         judge("sound bandwidth", info.sample_rate, f"{info.audio_codec}, {info.sample_rate} Hz, {info.channels} channel(s)", 16000, 0,
               "record at 16 kHz or more: s, f and t are told apart by high frequencies"),

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import shutil
 import sys
-import threading
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence
@@ -25,15 +24,16 @@ import numpy as np
 from recon import sync
 from recon.assets import asset
 from recon.config import FitConfig
-from recon.doctor import SAMPLES, Sample
+from recon.doctor import SAMPLES, Sample, cut_short
 from recon.doctor import merged as merge_findings
 from recon.landmarks import load_detector
-from recon.model import DEFAULT_MODEL
+from recon.model import DEFAULT_MODEL, MorphableModel, load_model
 from recon.subject import Subject, make_split, write_subject
 from recon.track import Track
-from render.files import InputError, atomic_path, read_json, write_json
+from render.files import InputError, atomic_path, check_place, read_json, write_json
 from render.progress import progress, timed
 from render.sound import resample_audio
+from render.threads import prefetched
 from render.video import VideoWriter, crop_square, probe, read_audio_track, read_frames
 
 VERSION = 4  # raise when a change here or in the solver should make old subjects be fitted again
@@ -59,6 +59,11 @@ class _Work:
         """Where unfinished files live."""
         return self.out / ".fit"
 
+    @cached_property
+    def model(self) -> MorphableModel:
+        """The face model."""
+        return load_model(self.config.model)
+
     def record(self) -> dict[str, Any]:
         """Notes of the stages that finished, {} when there are none or they belong to other footage or settings."""
         path = self.folder / "record.json"
@@ -83,17 +88,23 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
     clips, out = tuple(Path(c) for c in clips), Path(out)
     if config.model != DEFAULT_MODEL:  # subject.json is read from other folders later
         config = replace(config, model=str(Path(config.model).resolve()))
+    if config.detector.startswith("face-alignment:"):
+        config = replace(config, detector=f"face-alignment:{Path(config.detector.partition(':')[2]).resolve()}")
     if not clips:
         raise InputError("fit needs at least one clip")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder for the subject")
+    check_place(out)
     for clip in clips:
         if not clip.is_file():
             raise InputError(f"{clip} does not exist or is no file; name a video")
     work = _Work(clips, out, config, _fingerprint(clips, config))
     if _finished(work):
-        _say(f"{out} already holds this footage fitted with these settings; nothing to do")
+        _say(f"{out} already holds this footage fitted with these settings; it is not fitted again")
+        _consent(work)
+        _pictures(work, out)
         return _reported(work)
+    _check_model(work)
     if work.folder.exists() and not work.record():
         shutil.rmtree(work.folder)
     elif work.folder.exists():
@@ -105,7 +116,7 @@ def fit_subject(clips: Sequence[Path], out: Path, config: FitConfig = FitConfig(
         _crop(work)
         _sync(work)
         _solve(work)
-        _pictures(work)
+        _pictures(work, work.folder)
         work.note("publish")
     _publish(work)
     return _reported(work)
@@ -117,10 +128,14 @@ def _say(text: str) -> None:
         print(f"fit: {text}", file=sys.stderr, flush=True)
 
 
-def _fingerprint(clips: Iterable[Path], config: FitConfig) -> str:
-    """Identifies footage and settings; changes with content-relevant ones only."""
+_ASIDE = ("consent", "overlay")  # settings that change nothing of what is fitted
+
+
+def _fingerprint(clips: Iterable[Path], config: FitConfig, **aside: Any) -> str:
+    """Identifies footage and settings; changes with content-relevant ones only. aside: values of _ASIDE other than their defaults."""
     model = asset("face_model.npz") if config.model == DEFAULT_MODEL else Path(config.model)
-    settings = {k: v for k, v in config.as_dict().items() if k != "fix_sync" or v}  # at its default it changes nothing: older fits stay valid
+    plain = replace(config, **{n: getattr(FitConfig, n) for n in _ASIDE} | aside)
+    settings = {k: v for k, v in plain.as_dict().items() if k != "fix_sync" or v}  # at its default it changes nothing: older fits stay valid
     files = [*clips, *(p for p in (model, Path(config.detector)) if p.is_file())]
     stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps([VERSION, stats, settings], sort_keys=True).encode()).hexdigest()[:16]
@@ -129,47 +144,28 @@ def _fingerprint(clips: Iterable[Path], config: FitConfig) -> str:
 def _finished(work: _Work) -> bool:
     """Whether `out` is a whole subject of this very footage and settings."""
     try:
-        return Subject.open(work.out).info.get("fingerprint") == work.fingerprint and (work.out / "fit.json").exists()
+        info = Subject.open(work.out).info
     except InputError:
         return False
+    earlier = {k: v for k, v in info.get("config", {}).items() if k in _ASIDE}  # older fits counted these in
+    return info.get("fingerprint") in (work.fingerprint, _fingerprint(work.clips, work.config, **earlier)) and (work.out / "fit.json").exists()
 
 
-def prefetched(items: Iterable[Any], depth: int = 8) -> Iterator[Any]:
-    """The same items, made up to `depth` ahead by a thread (decoding beside detection). Its errors are raised here."""
-    buffer: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stopped = threading.Event()
+def _consent(work: _Work) -> None:
+    """Rewrite the note of a finished subject, where another one is given."""
+    info = read_json(work.out / "subject.json")
+    if work.config.consent and work.config.consent != info.get("consent"):
+        write_json(work.out / "subject.json", {**info, "consent": work.config.consent})  # config stays: an older fit's fingerprint is made of it
+        _say("noted the consent in subject.json")
 
-    def put(kind: str, value: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                buffer.put((kind, value), timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
 
-    def run() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # handed over to the consumer, who raises it
-            put("error", error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = buffer.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
+def _check_model(work: _Work) -> None:
+    """Raise InputError for a face model that cannot be read or has too few components, before the minutes that detection takes."""
+    if "track" in work.record():
+        return
+    has, wanted = len(work.model.shape_basis), work.config.shape_components
+    if wanted > max(has, FitConfig.shape_components):
+        raise InputError(f"--shape-components must lie between 0 and {has}, which the face model has, not {wanted}")
 
 
 def _detect(work: _Work) -> None:
@@ -191,11 +187,12 @@ def _detect(work: _Work) -> None:
             raise InputError(f"{clip} has only {frames} frame{'s' if frames != 1 else ''} at {config.fps:g} fps; fit needs at least {SHORTEST}, and learns well from 20 s on")
         if not landmarks.valid.any():
             raise InputError(f"{clip} shows no face that the detector finds; use footage with one well-lit face, at least a tenth of the picture high")
-        for note in landmarks.notes:
+        missing = cut_short(video, frames / config.fps)
+        for note in [*landmarks.notes, *(f"{f.value}; {f.advice}" for f in missing)]:
             notes.append(f"{clip.name}: {note}")
             _say(notes[-1])
         faces = {i: np.repeat(landmarks.points[i : i + 1], landmarks.faces_seen[i] if landmarks.valid[i] else 0, axis=0) for i in sample.pictures}
-        findings.append(sample.findings(clip, video, faces))
+        findings.append([*sample.findings(clip, replace(video, duration=frames / config.fps), faces), *missing])
         found.append(landmarks)
         info.append({"source": str(clip), "frames": frames, "width": video.width, "height": video.height})
     with atomic_path(work.folder / "source_landmarks.npz") as temporary:
@@ -341,7 +338,6 @@ def _solve(work: _Work) -> None:
         return
     from recon.lips import lips_as_seen
     from recon.matte import background_plate
-    from recon.model import load_model
     from recon.solve import solve
     from recon.torso import track_torso
 
@@ -349,7 +345,7 @@ def _solve(work: _Work) -> None:
     starts, frames = record["video"]["starts"], record["video"]["frames"]
     with np.load(work.folder / "landmarks.npz") as data:
         points, valid = data["points"], data["valid"]
-    model, report = load_model(config.model), {}
+    model, report = work.model, {}
     _say(f"solving shape, camera, pose and expression of {frames} frames")
     track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=lambda: read_frames(work.folder / "video.mp4"),
                   mattes=lambda: read_frames(work.folder / "matte.mp4", grey=True))
@@ -374,7 +370,7 @@ def _solve(work: _Work) -> None:
     curve = record["sync"].get("curve", [[], []])
     with atomic_path(work.folder / "fit_curves.npz") as temporary:
         np.savez(temporary, error=error.astype(np.float32), lags=np.array(curve[0]), score=np.array(curve[1]))
-    work.note("track", error=np.nan_to_num(error).round(3).tolist())
+    work.note("track")
 
 
 class _Watched:
@@ -399,21 +395,19 @@ def _write_picture(path: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary)
 
 
-def _pictures(work: _Work) -> None:
-    """overlay.mp4 and curves.png, to look at."""
-    if not work.config.overlay or "pictures" in work.record():
+def _pictures(work: _Work, folder: Path) -> None:
+    """overlay.mp4 and curves.png in `folder`, to look at, where they are missing."""
+    if not work.config.overlay or (folder / "overlay.mp4").exists() and (folder / "curves.png").exists() or not (folder / "fit_curves.npz").exists():
         return
-    from recon.model import load_model
     from recon.overlay import write_curves, write_overlay
 
-    track = Track.load(work.folder / "track.npz")
-    with np.load(work.folder / "landmarks.npz") as data:
-        points = data["points"]
-    sound = work.folder / "audio.wav"
-    write_overlay(work.folder / "overlay.mp4", islice(read_frames(work.folder / "video.mp4"), OVERLAY_FRAMES), track[:OVERLAY_FRAMES],
-                  load_model(work.config.model), points[:OVERLAY_FRAMES], audio=sound if sound.exists() else None)
-    write_curves(work.folder / "curves.png", track, np.array(work.record()["track"]["error"]), make_split(track.clip_starts, len(track)))
-    work.note("pictures")
+    track = Track.load(folder / "track.npz")
+    with np.load(folder / "landmarks.npz") as data, np.load(folder / "fit_curves.npz") as curves:
+        points, error = data["points"], np.nan_to_num(curves["error"])
+    sound = folder / "audio.wav"
+    write_overlay(folder / "overlay.mp4", islice(read_frames(folder / "video.mp4"), OVERLAY_FRAMES), track[:OVERLAY_FRAMES],
+                  work.model, points[:OVERLAY_FRAMES], audio=sound if sound.exists() else None)
+    write_curves(folder / "curves.png", track, error, make_split(track.clip_starts, len(track)))
 
 
 def _reported(work: _Work) -> dict[str, Any]:

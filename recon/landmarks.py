@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shutil
 import sys
+import tempfile
 import warnings
 import weakref
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Protocol
+from typing import Any, Callable, Iterable, Iterator, Protocol, Sequence
 
 import numpy as np
 
 from recon.assets import asset
-from render.files import InputError
+from render.files import InputError, unreadable
 
 LONGEST_SIDE = 1280  # px; larger frames are reduced before detection, the networks see 256 px anyway
 
@@ -78,17 +80,18 @@ class Detector(Protocol):
 
 
 def load_detector(name: str = "mediapipe") -> Detector:
-    """'mediapipe', 'face-alignment', or the path of an .npz with `points` (T,478|68,2) px and `valid` (T,).
+    """'mediapipe', 'face-alignment', 'face-alignment:FOLDER' with its weights, or the path of an .npz with `points` (T,478|68,2) px and `valid` (T,).
 
     Raises InputError for an unknown name, a missing package, missing weights or a damaged file.
     """
     if name == "mediapipe":
         return MediaPipeDetector(threads=min(4, os.cpu_count() or 1))
-    if name == "face-alignment":
-        return FaceAlignmentDetector()
+    kind, _, folder = str(name).partition(":")
+    if kind == "face-alignment":
+        return FaceAlignmentDetector(Path(folder) if folder else None)
     if str(name).endswith(".npz"):
         return StoredDetector(Path(name))
-    raise InputError(f"unknown detector {name!r}; use mediapipe, face-alignment or the path of an .npz with landmarks")
+    raise InputError(f"unknown detector {name!r}; use mediapipe, face-alignment, face-alignment:FOLDER or the path of an .npz with landmarks")
 
 
 class MediaPipeDetector:
@@ -159,19 +162,23 @@ class FaceAlignmentDetector:
 
     WEIGHTS = ("s3fd-619a316812.pth", "2DFAN4-cd938726ad.zip")
 
-    def __init__(self) -> None:
-        """Raises InputError when the package or its weights are missing; nothing is downloaded."""
-        home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    def __init__(self, folder: Path | None = None) -> None:
+        """folder: where the weights lie; PyTorch's own, which TORCH_HOME moves, where it is not named.
+
+        Raises InputError when the package or its weights are missing; nothing is downloaded.
+        """
+        home = folder or Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
         try:
             import face_alignment
         except ImportError as error:
             raise InputError("the face-alignment detector is not installed; install it with: pip install 'thnerf[face-alignment]'") from error
         missing = [name for name in self.WEIGHTS if not (home / name).exists()]
         if missing:
-            raise InputError(f"face-alignment needs its weights {' and '.join(missing)} in {home}; put them there or use --detector mediapipe")
-        self._network = face_alignment.FaceAlignment(
-            face_alignment.LandmarksType.TWO_D, device="cpu", flip_input=False, compile=False,
-            face_detector_kwargs={"path_to_detector": str(home / self.WEIGHTS[0])})
+            raise InputError(f"face-alignment needs its weights {' and '.join(missing)} in {home}; put them there, name their folder with --detector face-alignment:FOLDER, or use --detector mediapipe")
+        with _torch_hub(home, self.WEIGHTS) if folder else contextlib.nullcontext():
+            self._network = face_alignment.FaceAlignment(
+                face_alignment.LandmarksType.TWO_D, device="cpu", flip_input=False, compile=False,
+                face_detector_kwargs={"path_to_detector": str(home / self.WEIGHTS[0])})
 
     def detect(self, frames: Iterable[np.ndarray]) -> Landmarks:
         """The largest face of a clip, frame by frame."""
@@ -183,6 +190,27 @@ class FaceAlignmentDetector:
         found = self._network.get_landmarks(small)
         points = np.asarray([] if found is None else found, np.float32).reshape(-1, 68, 2)
         return (points + 0.5) * np.float32(frame.shape[1] / small.shape[1])
+
+
+@contextlib.contextmanager
+def _torch_hub(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """While this is entered, PyTorch finds the files `names` of `folder` where it keeps downloads: packages that load weights ask it alone for the place."""
+    import torch
+
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as hub:
+        place = Path(hub) / "checkpoints"
+        place.mkdir()
+        for name in names:
+            try:
+                (place / name).symlink_to((folder / name).resolve())
+            except OSError:  # a system that allows no links
+                shutil.copyfile(folder / name, place / name)
+        torch.hub.set_dir(hub)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
 
 
 class StoredDetector:
@@ -197,7 +225,7 @@ class StoredDetector:
         except FileNotFoundError:
             raise InputError(f"{path} does not exist; give an .npz with landmarks or use --detector mediapipe") from None
         except Exception as error:  # numpy and zipfile each raise their own kinds on damaged files
-            raise InputError(f"{path} is not a readable landmark file ({error}); it needs `points` (T,478,2) and `valid` (T,)") from None
+            raise InputError(f"{path} is not a readable landmark file ({unreadable(error)}); it needs `points` (T,478,2) and `valid` (T,)") from None
         if points.ndim != 3 or points.shape[1] not in SCHEMES or points.shape[2] < 2 or valid.shape != points.shape[:1]:
             raise InputError(f"{path} needs points of shape (T,478,2) or (T,68,2) and valid (T,), got {points.shape} and {valid.shape}")
         self.path, self.points, self.valid, self._next = path, points[..., :2], valid & np.isfinite(points[..., :2]).all((1, 2)), 0

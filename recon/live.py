@@ -311,8 +311,7 @@ def track_live(source: str, stream: TextIO, focal: float = 0.0, subject: Path | 
 
     also: called with each frame that has a face, before its line is written. corrector: as in `LiveTracker`. Returns {frames, valid_frames, seconds, ms_per_frame, ms_p95}. Raises InputError for a bad source, subject, model or focal length.
     """
-    if focal < 0:
-        raise InputError(f"--focal is a length in px and must not be negative, got {focal:g}")
+    FitConfig(focal=focal)  # refuses a length that cannot be, before a camera is opened
     from render.video import timed_frames
 
     clock: list[float] = []

@@ -20,7 +20,7 @@ from recon.gaze import looks_of
 from recon.subject import Subject
 from recon.surface import closest_points, similarity, warp
 from recon.track import Track
-from render.files import InputError
+from render.files import InputError, check_number
 from render.raster import vertex_normals
 from render.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
@@ -242,8 +242,7 @@ def retarget_file(track: Path, model: str, out: Path, source: str | None = None,
     """
     if out.suffix.lower() != ".npz":
         raise InputError(f"{out} must end in .npz; a track is written as one")
-    if smoothing < 0:
-        raise InputError("--smoothing must not be negative")
+    check_number("--smoothing", smoothing, 0, 1000)
     subject = Subject.open(track) if track.is_dir() else None
     found = subject.track if subject else Track.load(track)
     if source is None and subject is None and found.model_id != load_model().model_id:

@@ -11,10 +11,13 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from render.camera import Camera
-from render.files import InputError, atomic_path
+from render.files import InputError, atomic_path, unreadable
 from render.rotations import interpolate
 
 VERSION = 1
+FASTEST = 1000.0
+LARGEST = {"expression": 100.0, "translation": 1e6}
+"""Of a track that is read from a file."""
 _PER_FRAME = ("expression", "rotation", "translation", "gaze", "torso", "valid")
 
 
@@ -76,6 +79,14 @@ class Track:
         starts = self.clip_starts
         if T and (not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:])) or starts[-1] >= T):
             raise ValueError(f"track.clip_starts must rise from 0 and stay below {T}, got {starts}")
+
+    def _check_sane(self) -> None:
+        """Raise ValueError for what no motion is, and what only a damaged file or a program's slip says."""
+        if self.fps > FASTEST:
+            raise ValueError(f"{self.fps:g} frames per second, more than {FASTEST:g}")
+        for name, most in LARGEST.items():
+            if (values := np.abs(getattr(self, name))).size and values.max() > most:
+                raise ValueError(f"{name} has values up to {values.max():g}, more than {most:g}")
 
     def __len__(self) -> int:
         return len(self.rotation)
@@ -145,17 +156,19 @@ class Track:
                 if "version" not in data.files or int(data["version"]) > VERSION:
                     raise InputError(f"{path} is not a track this version reads; update thnerf or fit it again")
                 camera = data["camera"]
-                return cls(
+                track = cls(
                     fps=float(data["fps"]), model_id=str(data["model_id"]),
                     camera=Camera(camera["K"], camera["world_to_camera"], int(camera["width"]), int(camera["height"])),
                     expression_names=tuple(data["expression_names"].tolist()), clip_starts=tuple(data["clip_starts"].tolist()),
                     meta=json.loads(str(data["meta"])), **{name: data[name] for name in ("shape", *_PER_FRAME)})
+            track._check_sane()
+            return track
         except FileNotFoundError:
             raise InputError(f"{path} does not exist; make a track with thnerf fit") from None
         except InputError:
             raise
         except Exception as error:  # zipfile, numpy and json each raise their own kinds on damaged files
-            raise InputError(f"{path} is not a readable track ({str(error)[:200]}); fit or export it again") from None
+            raise InputError(f"{path} is not a readable track ({unreadable(error)}); fit or export it again") from None
 
 
 def concatenate(tracks: Sequence[Track]) -> Track:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from render.files import InputError, StageError, atomic_path
+from render.files import InputError, StageError, atomic_path, write_failure
 from render.sound import AUDIO_RATE, SoundFeed, scaling
 
 PathLike = str | os.PathLike[str]
@@ -138,9 +138,9 @@ class VideoWriter:
             for packet in stream.encode(frame):
                 self._container.mux(packet)
         except av.error.FFmpegError as error:
-            raise _failed(self.path, error) from error
+            raise write_failure(self.path, error) from error
         except OSError as error:
-            raise _failed(self.path, error) from error
+            raise write_failure(self.path, error) from error
 
     def _abort(self, error: BaseException) -> None:
         """Remove what was written and raise `error`, as a StageError when it comes from the encoder or the disk."""
@@ -148,7 +148,7 @@ class VideoWriter:
 
         self._close_quietly()
         if isinstance(error, (av.error.FFmpegError, OSError)):
-            error = _failed(self.path, error)
+            error = write_failure(self.path, error)
         self._atomic.__exit__(type(error), error, error.__traceback__)
         raise error
 
@@ -175,7 +175,3 @@ def _xmp_box() -> bytes:
     """An ISO media 'uuid' box with that packet."""
     packet = xmp_packet().encode()
     return (len(packet) + 24).to_bytes(4, "big") + b"uuid" + _XMP_UUID + packet
-
-
-def _failed(path: Path, error: BaseException) -> StageError:
-    return StageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; free some space or choose another folder")

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from render.encode import SYNTHETIC, VideoWriter, _failed, xmp_packet
+from render.encode import SYNTHETIC, VideoWriter, xmp_packet
 from render.exr import write_exr
-from render.files import InputError, StageError
+from render.files import InputError, StageError, write_failure
 from render.light import linear
 from render.sound import AUDIO_RATE, scaling
 
@@ -157,7 +157,7 @@ class SequenceWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._hidden = Path(tempfile.mkdtemp(prefix=".frames.", dir=self.folder))
         except OSError as error:
-            raise _failed(self.path, error) from error
+            raise write_failure(self.path, error) from error
         return self
 
     def write(self, frame: np.ndarray) -> None:
@@ -172,7 +172,7 @@ class SequenceWriter:
             else:
                 self._png(path, frame)
         except OSError as error:
-            raise _failed(self.path, error) from error
+            raise write_failure(self.path, error) from error
 
     def _png(self, path: Path, frame: np.ndarray) -> None:
         from PIL import Image, PngImagePlugin
@@ -189,7 +189,7 @@ class SequenceWriter:
                     raise StageError(f"no frame was written to {self.path}")
                 self._publish()
         except OSError as failure:
-            raise _failed(self.path, failure) from failure
+            raise write_failure(self.path, failure) from failure
         finally:
             shutil.rmtree(self._hidden, ignore_errors=True)
 

@@ -60,13 +60,26 @@ def probe(path: PathLike) -> VideoInfo:
             raise InputError(f"{path} contains no frame that can be decoded; export it again as H.264 mp4")
         height, width = _rgb(frame, stream).shape[:2]
         fps = float(_rate(stream))
-        duration = _seconds(stream.duration, stream.time_base) or _seconds(source.duration, Fraction(1, 1000000)) or stream.frames / fps
+        duration = _seconds(stream.duration, stream.time_base) or _picture_length(path, _seconds(source.duration, Fraction(1, 1000000))) or stream.frames / fps
         audio = source.streams.audio[0] if source.streams.audio else None
         return VideoInfo(
             width, height, fps, stream.frames or max(1, len(timestamps(path))), duration or 1 / fps, int(frame.rotation) % 360,
             audio is not None, source.format.name, stream.codec_context.name, frame.format.name, audio.codec_context.name if audio else "",
             int(audio.rate or 0) if audio else 0, int(audio.channels or 0) if audio else 0,
             _seconds(audio.duration, audio.time_base) if audio else 0.0)
+
+
+def _picture_length(path: PathLike, declared: float) -> float:
+    """How long the picture is (s) in a container that declares the length of all streams only: as declared, but for a whole file whose sound is longer."""
+    ends, first = {"video": 0.0, "audio": 0.0}, None
+    with _open(path) as source:
+        for packet in source.demux(source.streams.video[0], *source.streams.audio[:1]):
+            if packet.pts is not None and packet.size:
+                begin = float(packet.pts * packet.time_base)
+                first = begin if first is None and packet.stream.type == "video" else first
+                ends[packet.stream.type] = max(ends[packet.stream.type], begin + float((packet.duration or 0) * packet.time_base))
+    whole = max(ends.values()) >= declared - 0.5
+    return ends["video"] - (first or 0.0) if whole else declared
 
 
 def timestamps(path: PathLike) -> np.ndarray:

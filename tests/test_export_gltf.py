@@ -16,7 +16,7 @@ from recon.overlay import posed_vertices
 from render.files import InputError
 from render.rotations import angle_between, axis_angle_to_matrix, matrix_to_axis_angle
 from test_export_usd import make_track
-from thnerf.export import gltf
+from thnerf.export import export_scene, gltf
 from thnerf.export.options import ExportOptions
 from thnerf.export.scene import Scene
 
@@ -192,7 +192,7 @@ def test_bad_requests_and_bad_files_are_one_sentence(scene, glb, tmp_path):
         with pytest.raises(InputError, match=words):
             gltf.write(scene, tmp_path / "b.glb", options)
     with pytest.raises(InputError, match="glb"):
-        gltf.write(scene, tmp_path / "b.gltf", ExportOptions())
+        export_scene(scene, tmp_path / "b.gltf", "glb")
     whole = glb.read_bytes()
     document, rest = split(glb)
     bad = {"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello", "array": b"[]", "nested": b"[" * 100000}

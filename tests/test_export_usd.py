@@ -11,6 +11,7 @@ from recon.track import Track
 from render.camera import Camera
 from render.files import InputError
 from render.rotations import angle_between, from_head_angles
+from thnerf.export import export_scene
 from thnerf.export.options import ExportOptions
 from thnerf.export.rig import make_rig
 from thnerf.export.scene import Scene
@@ -255,7 +256,7 @@ def test_names_that_no_prim_may_have(scene, usd, tmp_path):
 
 def test_bad_requests_and_bad_files_are_one_sentence(scene, usd, tmp_path):
     with pytest.raises(InputError, match="usdz"):
-        usd.write(scene, tmp_path / "a.usdz", ExportOptions())
+        export_scene(scene, tmp_path / "a.usdz", "usd")
     usd.write(scene, tmp_path / "a.usdc", ExportOptions())
     whole = (tmp_path / "a.usdc").read_bytes()
     for name, content in (("empty.usdc", b""), ("half.usdc", whole[: len(whole) // 2]), ("text.usda", b"#usda 1.0\ndef Mesh {"), ("none.usda", b"#usda 1.0\n")):

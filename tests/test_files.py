@@ -2,12 +2,14 @@
 
 import errno
 import json
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from recon.subject import Subject, make_split
-from render.files import InputError, StageError, atomic_path, read_json, write_json
+from render.files import InputError, StageError, atomic_path, check_numbers, check_place, read_json, write_failure, write_json
 from render.rotations import from_head_angles, head_angles
 from thnerf.demo import compare_tracks
 
@@ -27,6 +29,51 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         with atomic_path(tmp_path / "a.txt"):
             raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_a_full_disk_is_told_to_free_space():
+    import av
+
+    full = av.error.classes[errno.ENOSPC](errno.ENOSPC, "No space left on device")
+    refused = av.error.classes[errno.EINVAL](errno.EINVAL, "Invalid argument")
+    assert "free some space" in str(write_failure("a.mp4", full)) and "free some space" in str(write_failure("a.mp4", OSError(errno.ENOSPC, "No space left on device")))
+    assert str(write_failure("a.mp4", refused)).startswith("cannot encode a.mp4: ffmpeg says 'Invalid argument'")
+    assert "space" not in str(write_failure("a.mp4", PermissionError(errno.EACCES, "Permission denied")))
+
+
+@dataclass(frozen=True)
+class Inner:
+    step_mm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str = "nan"
+    on: bool = True
+    rate: float = 1.0
+    steps: int | None = None
+    head: Inner = Inner()
+
+
+@pytest.mark.parametrize("config, words", [
+    (Outer(rate=math.nan), "--rate must be a finite number, not nan"), (Outer(rate=math.inf), "--rate must be a finite"), (Outer(steps=-1), "--steps must be a number of at least 0, not -1"),
+    (Outer(head=Inner(math.nan)), "--head.step-mm must lie between 0.5 and 20, not nan"), (Outer(head=Inner(21)), "--head.step-mm must lie")])
+def test_a_number_that_cannot_be_is_refused_by_the_name_of_its_option(config, words):
+    limits = {"steps": (0, math.inf), "head.step_mm": (0.5, 20)}
+    check_numbers(Outer(), limits)
+    with pytest.raises(InputError) as caught:
+        check_numbers(config, limits)
+    assert str(caught.value).startswith(words)
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_and_others_are_left_alone(tmp_path):
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "file")
+    check_place(tmp_path / "new" / "deeper" / "a.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    for bad in (tmp_path / "file" / "a.mp4", "/proc/none/a.mp4"):
+        with pytest.raises(InputError, match="choose another place"):
+            check_place(bad)
 
 
 def test_json_holds_no_infinity(tmp_path):

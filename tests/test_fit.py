@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 from recon import fit as fit_module
 from recon.config import FitConfig
-from recon.fit import choose_crop, fit_subject, prefetched
+from recon.fit import choose_crop, fit_subject
 from recon.subject import Subject
 from render.files import InputError, StageError
+from render.threads import prefetched
 from render.video import VideoWriter, load_video, probe
 
 
@@ -128,6 +130,66 @@ def test_an_earlier_subject_survives_a_failed_refit(short_clip, tmp_path, monkey
     with pytest.raises(StageError, match="no space"):
         fit_subject([short_clip], out, FitConfig(size=80, shape_components=5, keyframes=6, overlay=False))
     assert (out / "track.npz").read_bytes() == content and Subject.open(out).track.camera.width == 64
+
+
+def test_a_file_that_was_cut_short_is_fitted_as_far_as_it_goes_and_says_so(short_clip, tmp_path, capsys, monkeypatch):
+    from itertools import islice
+
+    from recon.assets import asset
+    from recon.doctor import diagnose
+    from render.video import read_frames
+
+    monkeypatch.setenv("THNERF_QUIET", "0")
+    half = tmp_path / "half.mp4"
+    with VideoWriter(half, 256, 256, 25) as writer:
+        for frame in islice(read_frames(asset("demo/video.mp4")), 75):
+            writer.write(frame)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])  # its index stands at the beginning and knows of 75 frames
+    report = fit_subject([half], tmp_path / "me", FitConfig(size=64, shape_components=5, keyframes=6, overlay=False))
+    assert 11 <= report["frames"] < 60
+    said = f"only {report['frames'] / 25:.1f} of 3.0 s could be decoded"
+    assert any(said in note and "copy the file again" in note for note in report["notes"]) and said in capsys.readouterr().err
+    findings = {f["name"]: f for f in report["findings"]}
+    assert said in findings["whole file"]["value"] and findings["length"]["value"] == f"{report['frames'] / 25:.1f} s"
+    looked = diagnose(half)
+    assert looked.verdict == "warn" and "could be decoded" in looked.text()
+    assert not any(f.name == "whole file" for f in diagnose(short_clip).findings)
+
+
+def test_consent_and_pictures_are_added_to_a_finished_subject_without_fitting_again(short_clip, tmp_path, monkeypatch):
+    config = FitConfig(size=64, shape_components=5, keyframes=6, overlay=False)
+    out = tmp_path / "me"
+    fit_subject([short_clip], out, config)
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "subject.json"}
+    monkeypatch.setattr(fit_module, "_detect", lambda work: pytest.fail("fitted again"))
+    fit_subject([short_clip], out, replace(config, consent="signed on paper"))
+    assert Subject.open(out).info["consent"] == "signed on paper"
+    fit_subject([short_clip], out, config)
+    assert Subject.open(out).info["consent"] == "signed on paper", "a call without a note takes none away"
+    assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != "subject.json"}
+    fit_subject([short_clip], out, replace(config, overlay=True))
+    assert all((out / name).exists() for name in ("overlay.mp4", "curves.png", "report.html"))
+    # fits from before the note and the pictures were left out of the fingerprint stay valid, and keep theirs for the runs trained on them
+    earlier = fit_module._fingerprint((short_clip,), config, consent="yes", overlay=False)
+    info = Subject.open(out).info
+    (out / "subject.json").write_text(json.dumps({**info, "fingerprint": earlier, "config": {**info["config"], "consent": "yes", "overlay": False}}))
+    fit_subject([short_clip], out, replace(config, consent="no"))
+    assert Subject.open(out).fingerprint == earlier != info["fingerprint"] and Subject.open(out).info["consent"] == "no"
+    fit_subject([short_clip], out, replace(config, consent="maybe"))
+    assert Subject.open(out).info["consent"] == "maybe"
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_anything_is_detected(short_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "load_detector", lambda name: pytest.fail("looked at the footage first"))
+    (tmp_path / "bad.npz").write_bytes(b"no model")
+    for model in ("missing.npz", "bad.npz"):
+        with pytest.raises(InputError, match=model):
+            fit_subject([short_clip], tmp_path / "me", FitConfig(model=str(tmp_path / model)))
+    with pytest.raises(InputError, match="--shape-components must lie between 0 and"):
+        fit_subject([short_clip], tmp_path / "me", FitConfig(shape_components=9999))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="choose another place"):
+        fit_subject([short_clip], tmp_path / "file" / "me")
 
 
 def test_two_clips_become_one_subject(short_clip, tmp_path):

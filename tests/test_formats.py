@@ -232,6 +232,12 @@ def damaged(files: dict[str, Path], folder: Path) -> dict[str, tuple[Path, str]]
     (folder / "x.xyz").write_text("?")
     out["unknown kind"] = folder / "x.xyz", "known kind"
     out["missing"] = folder / "nothing.pkl", "does not exist"
+    (folder / "empty.pkl").touch()
+    out["empty pickle"] = folder / "empty.pkl", "is empty"
+    (folder / "half.pkl").write_bytes(pickle.dumps({"v_template": np.arange(900.0)}, 2)[:700])
+    out["half a pickle"] = folder / "half.pkl", "is damaged: it ends too early"
+    (folder / "half4.pkl").write_bytes(pickle.dumps({"v_template": np.arange(900.0)}, 4)[:700])
+    out["half a framed pickle"] = folder / "half4.pkl", "is damaged: it ends too early"
     return out
 
 

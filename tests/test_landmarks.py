@@ -1,12 +1,13 @@
 """Landmarks: distances obey their definitions, one person is followed, bad input is named."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recon.assets import asset
-from recon.landmarks import (IRIS, LIDS, SCHEMES, _IBUG_FROM_478, MediaPipeDetector, StoredDetector, eye_opening, follow_largest, ibug68, inner_lip_gap,
+from recon.landmarks import (IRIS, LIDS, SCHEMES, _IBUG_FROM_478, FaceAlignmentDetector, MediaPipeDetector, StoredDetector, eye_opening, follow_largest, ibug68, inner_lip_gap,
                              interocular, load_detector, mouth_opening, outer_eye_corners)
 from render.files import InputError
 from render.video import load_video
@@ -120,3 +121,47 @@ def test_several_networks_give_what_one_gives_frame_for_frame():
     one, two = MediaPipeDetector().detect(frames), MediaPipeDetector(threads=2).detect(iter(frames))
     assert one.valid.all() and np.array_equal(one.points, two.points)
     assert np.abs(np.diff(one.points, axis=0)).max() > 0.1  # the frames differ, so their order shows
+
+
+class FakeAlignment:
+    """Stands in for the package face-alignment: loads its weights where PyTorch keeps downloads, as the real one does."""
+
+    class LandmarksType:
+        TWO_D = 1
+
+    class FaceAlignment:
+        def __init__(self, kind, device, flip_input, compile, face_detector_kwargs):
+            import torch
+
+            self.weights = [Path(p).read_text() for p in (face_detector_kwargs["path_to_detector"], Path(torch.hub.get_dir(), "checkpoints", FaceAlignmentDetector.WEIGHTS[1]))]
+
+        def get_landmarks(self, frame):
+            return [np.full((68, 2), 10.0)] if frame.any() else None
+
+
+def test_face_alignment_finds_its_weights_in_the_folder_that_is_named(tmp_path, monkeypatch):
+    import sys
+
+    import torch
+
+    monkeypatch.setitem(sys.modules, "face_alignment", FakeAlignment)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    folder, before = tmp_path / "my weights", torch.hub.get_dir()
+    folder.mkdir()
+    for name in (f"face-alignment:{folder}", "face-alignment"):
+        with pytest.raises(InputError, match="face-alignment needs its weights s3fd.* and 2DFAN4.* in .*name their folder with --detector face-alignment:FOLDER"):
+            load_detector(name)
+    for i, name in enumerate(FaceAlignmentDetector.WEIGHTS):
+        (folder / name).write_text(f"weights {i}")
+    detector = load_detector(f"face-alignment:{folder}")
+    assert detector._network.weights == ["weights 0", "weights 1"] and torch.hub.get_dir() == before
+    found = detector.detect([np.ones((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)])
+    assert found.valid.tolist() == [True, False] and np.allclose(found.points[0], 10.5)
+
+
+def test_face_alignment_that_is_not_installed_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "face_alignment", None)
+    with pytest.raises(InputError, match="pip install"):
+        load_detector("face-alignment:anywhere")

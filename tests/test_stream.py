@@ -110,8 +110,18 @@ def test_nothing_is_heard_from_beyond_the_stated_latency(trained, whole):
         np.testing.assert_allclose(expressions(frames[: i + 1]), expressions(whole[: i + 1]), atol=1e-5)
         streamer = stream.Streamer(subject, subject.run())
         assert len(list(streamer.push(sound[:last]))) >= i + 1  # and it comes as soon as that is in
-    with pytest.raises(InputError, match="--latency"):
-        stream.stream_speech(subject, [sound], [], latency=20)
+    for latency in (20, 92.9, np.nan, np.inf):
+        with pytest.raises(InputError, match="--latency must be a number of at least 93 ms"):
+            stream.stream_speech(subject, [sound], [], latency=latency)
+
+
+def test_a_latency_that_brings_nothing_more_is_limited_and_said(trained, monkeypatch, capsys):
+    subject, sound, _ = trained
+    monkeypatch.setenv("THNERF_QUIET", "0")
+    most = stream.stream_speech(subject, [sound[:4000]], [], latency=1e9)["latency_ms"]
+    assert f"it is limited to {most:.0f} ms" in capsys.readouterr().err and most < 1000
+    stream.stream_speech(subject, [sound[:4000]], [], latency=most)
+    assert "limited" not in capsys.readouterr().err
 
 
 def test_the_jaw_follows_unseen_sound(trained, whole):
@@ -169,7 +179,7 @@ def test_streamed_speech_is_directed(trained, tmp_path):
     track = subject.track[:1].replace(rotation=amplified[9].rotation[None], translation=amplified[9].translation[None], camera=Camera(subject.track.camera.K, np.eye(4)[None], 64, 64))
     np.testing.assert_allclose(amplified[9].gaze, camera_gaze(track)[0], atol=0.05)
     np.testing.assert_allclose([f.expression["browInnerUp"] for f in amplified], np.clip([f.expression["browInnerUp"] + 0.3 for f in plain], 0, 1), atol=0.05)
-    for wish in ({"text": "Hello"}, {"drive": "a.mp4"}, {"blink": "source"}, {"gaze": "source"}, {"blink": "a.npz"}, {"gaze": "a.npz"}):
+    for wish in ({"text": "Hello"}, {"drive": "a.mp4"}, {"blink": "source"}, {"gaze": "source"}, {"blink": "a.npz"}, {"gaze": "a.npz"}, {"pose": "a.mp4"}):
         with pytest.raises(InputError, match="thnerf stream"):
             stream.Streamer(subject, subject.run(), Direction(**wish))
     source = said(subject, sound[:48_000], direction=Direction(pose="source"))

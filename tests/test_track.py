@@ -35,10 +35,19 @@ def test_save_and_load_is_the_identity_without_pickle(tmp_path):
     assert np.array_equal(loaded.camera.K, track.camera.K) and len(loaded.camera) == 40
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", b"\x80\x04pickle"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04garbage", b"\x80\x04pickle", b"some text"])
 def test_damaged_files_are_refused_with_a_sentence(tmp_path, content):
     (tmp_path / "t.npz").write_bytes(content)
-    with pytest.raises(InputError, match="t.npz"):
+    with pytest.raises(InputError, match="t.npz") as caught:
+        Track.load(tmp_path / "t.npz")
+    assert "pickle" not in str(caught.value), "numpy's advice to let it run is none for a user"
+
+
+@pytest.mark.parametrize("changes, words", [({"fps": 1e9}, "1e.09 frames per second"), ({"expression": np.full((40, 2), 1e6)}, "expression has values up to 1e.06"),
+                                            ({"translation": np.full((40, 3), 1e8)}, "translation has values")])
+def test_motion_that_cannot_be_is_refused_when_it_is_read(tmp_path, changes, words):
+    make(**changes).save(tmp_path / "t.npz")
+    with pytest.raises(InputError, match=words):
         Track.load(tmp_path / "t.npz")
 
 

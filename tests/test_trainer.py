@@ -1,6 +1,7 @@
 """Training on the toy subject: it learns, generalises, can be stopped, killed and resumed, and renders fast as it renders slowly."""
 
 import dataclasses
+import math
 import os
 import signal
 
@@ -13,7 +14,7 @@ from render.files import InputError, StageError
 from render.video import load_video
 from synthetic import make_subject, toy_model
 from thnerf.avatar import Avatar
-from thnerf.config import FieldConfig, TorsoConfig, TrainConfig
+from thnerf.config import FieldConfig, MotionConfig, TorsoConfig, TrainConfig
 from thnerf.dataset import load_background, load_training_set
 from thnerf.trainer import Trainer, load_renderer, new_trainer, train, write_tensors
 
@@ -168,6 +169,32 @@ def test_interrupt_saves_and_the_same_command_goes_on(subject: Subject, monkeypa
     assert (folder / "field.safetensors").exists() and not (folder / "state.safetensors").exists()
 
 
+def test_a_stopped_run_may_be_given_more_minutes_and_a_finished_one_says_what_to_do(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(SMALL, run="longer", steps=None, minutes=1.0)
+    interrupted_training(subject, config, 5, monkeypatch)
+    folder = subject.run("longer")
+    with pytest.raises(InputError, match="go on with --minutes 1 or more"):
+        train(subject, dataclasses.replace(config, minutes=0.5), toy_model())
+    positions = []
+
+    def advance(trainer: Trainer, done: float) -> dict[str, float]:
+        positions.append(done)
+        trainer.steps += 1
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with monkeypatch.context() as patched, pytest.raises(StageError, match="run the same command again"):
+        patched.setattr(Trainer, "advance", advance)
+        train(subject, dataclasses.replace(config, minutes=100.0), toy_model())
+    assert 0 < positions[0] < 0.02, "the schedule goes on over the new length"
+    assert "minutes: 100.0" in (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("minutes: 100.0", "minutes: 0.05"))
+    train(subject, dataclasses.replace(config, minutes=0.05), toy_model())  # its time is up already
+    with pytest.raises(InputError, match="--run NAME --init .*longer --minutes 2"):
+        train(subject, dataclasses.replace(config, minutes=2.0), toy_model())
+    assert train(subject, dataclasses.replace(config, minutes=0.05), toy_model()) == folder
+
+
 def test_damaged_checkpoints_say_what_to_do(subject: Subject, trained) -> None:
     config = dataclasses.replace(SMALL, run="damaged", steps=3)
     folder = train(subject, config, toy_model())
@@ -200,7 +227,9 @@ def test_divergence_is_reported_and_does_not_spoil_the_weights(subject: Subject)
     assert torch.equal(before, trainer.avatar.tables.tables)
 
 
-@pytest.mark.parametrize("bad", [{"minutes": 0.0}, {"steps": 0}, {"device": "tpu"}, {"head": FieldConfig(width=30)}])
+@pytest.mark.parametrize("bad", [{"minutes": 0.0}, {"steps": 0}, {"device": "tpu"}, {"head": FieldConfig(width=30)}, {"minutes": math.nan}, {"seed": -1}, {"rate": math.inf},
+                                 {"head": FieldConfig(levels=0)}, {"head": FieldConfig(levels=99)}, {"head": FieldConfig(log2_entries=40)}, {"head": FieldConfig(base_resolution=0)},
+                                 {"head": FieldConfig(finest_resolution=1)}, {"head": FieldConfig(finest_resolution=8)}, {"head": FieldConfig(step_mm=math.nan)}, {"motion": MotionConfig(dropout=1.5)}])
 def test_impossible_settings_are_refused(subject: Subject, bad: dict) -> None:
     with pytest.raises(InputError):
         train(subject, dataclasses.replace(SMALL, run="bad", **bad), toy_model())

@@ -351,3 +351,19 @@ def test_picked_frames_are_those_of_a_full_read_and_stop_at_the_last(tmp_path):
         assert list(found) == sorted(wanted) and all((found[i] == everything[i]).all() for i in found)
     assert next(picked_frames(path, [4], grey=True))[1].shape == (SIDE, SIDE)
     assert list(picked_frames(path, [25])) == []
+
+
+@pytest.mark.parametrize("sound", [1.0, 4.0])
+def test_the_length_of_a_picture_is_its_own_where_the_container_tells_that_of_everything(tmp_path, sound):
+    tone = np.sin(np.arange(int(48000 * sound)) * 0.05)
+    with VideoWriter(tmp_path / "a.mp4", 64, 64, 25) as writer:
+        for i in range(50):
+            writer.write(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", tone, 48000)
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "a.mp4", "-i", tmp_path / "a.wav", "-c:v", "copy", "-c:a", "libopus", tmp_path / "a.mkv"], check=True)
+    assert abs(probe(tmp_path / "a.mkv").duration - 2.0) < 0.1
+    half = tmp_path / "half.mkv"
+    half.write_bytes((tmp_path / "a.mkv").read_bytes()[: (tmp_path / "a.mkv").stat().st_size // 2])
+    assert probe(half).duration > 1.9, "a file that was cut short declares what is missing"

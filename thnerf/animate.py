@@ -10,7 +10,7 @@ import numpy as np
 from recon.model import MorphableModel, apply_gaze, load_model
 from recon.track import Track
 from render.camera import Camera
-from render.files import InputError
+from render.files import InputError, check_number
 from render.progress import progress
 from render.rotations import axis_angle_to_matrix, from_head_angles
 from thnerf import audio
@@ -34,8 +34,8 @@ def animate(sound: np.ndarray | str | Path, rate: int = audio.RATE, *, seed: int
     from thnerf.motion import checked_samples
     from thnerf.phantom.motion import REACH, accompany, loudness, phantom_camera, place_head
 
-    if not 1 <= fps <= 240 or not 0 <= liveliness <= 3:
-        raise InputError("the frame rate must lie between 1 and 240 and the liveliness between 0 and 3")
+    check_number("--fps", fps, 1, 240)
+    check_number("--liveliness", liveliness, 0, 3)
     samples, model = checked_samples(sound, rate), load_model()
     frames = max(1, round(len(samples) / audio.RATE * fps))
     expression, rest = _lips(samples, fps, frames, model)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
@@ -55,13 +57,30 @@ def _silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """While this is entered, SIGTERM ends the work as Ctrl-C does, which removes what is unfinished, and not the process at once."""
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``thnerf``. Returns the exit code; errors become one sentence on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         argv = ["--help"]
     try:
-        return run_command(argv)
+        with _terminable():
+            return run_command(argv)
     except InputError as error:
         code, message = 2, str(error)
     except StageError as error:

@@ -9,8 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from render.files import InputError, atomic_path
+from render.files import InputError, atomic_path, check_numbers
 from thnerf.device import choose_device
+
+
+_INF = math.inf
+_GRID = {"levels": (1, 24), "log2_entries": (3, 24), "base_resolution": (2, 2048), "finest_resolution": (2, 8192), "width": (4, 1024)}
+_LIMITS: dict[str, tuple[float, float]] = {
+    "minutes": (0.05, 100000), "steps": (1, _INF), "seed": (0, 2**31 - 1), "frames_per_step": (1, 1000), "samples_per_step": (1000, 1e8), "hard_frames": (0, 1),
+    "structure_weight": (0, 1000), "structure_patches": (1, 1000), "lpips_weight": (0, 1000), "rate": (0, 10), "conditional_rate": (0, 10), "warp_rate": (0, 10),
+    "network_rate": (0, 10), "torso_rate": (0, 10), "pose_rate": (0, 10), "matte_weight": (0, 1000), "motion_share": (0, 0.999), "align": (0, 1000),
+    "align_share": (0.001, 0.999), "save_seconds": (0, _INF), "preview_seconds": (0, _INF), "max_frames": (1, _INF), "frame_memory_mib": (1, _INF),
+    **{f"{part}.{name}": limits for part in ("head", "torso") for name, limits in _GRID.items()},
+    "head.expression_modes": (0, 1000), "head.condition_scale": (0, 1000), "head.warp_points": (4, 32), "head.occupancy": (8, 256), "head.step_mm": (0.1, 100),
+    "head.samples_per_ray": (1, 10000), "motion.members": (1, 100), "motion.steps": (1, _INF), "motion.batch": (1, 10000), "motion.window": (4, 10000),
+    "motion.hidden": (1, 4096), "motion.layers": (1, 16), "motion.ahead": (0, 1000), "motion.dropout": (0, 0.99), "motion.noise": (0, 100), "motion.rate": (0, 10),
+    "motion.weight_decay": (0, 1000), "motion.modes": (1, 1000), "motion.hold_out": (0.01, 0.9), "motion.seed": (0, 2**31 - 1)}
+"""What training takes, by the name of the setting; ends are allowed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class TorsoConfig:
     def for_picture(self, side: int) -> "TorsoConfig":
         """The settings for pictures whose longer side is `side` px."""
         scale = max(1.0, side / 256)
-        return dataclasses.replace(self, finest_resolution=round(self.finest_resolution * scale), log2_entries=self.log2_entries + math.ceil(2 * math.log2(scale)))
+        return dataclasses.replace(self, finest_resolution=round(self.finest_resolution * scale), log2_entries=min(24, self.log2_entries + math.ceil(2 * math.log2(scale))))
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class TrainConfig:
     """One training run."""
 
     minutes: float = 10.0
-    """Wall clock of the whole command, compilation and speech-to-motion network included."""
+    """Wall clock of the whole command, compilation and speech-to-motion network included. A run that was stopped may be given more."""
     steps: int | None = None
     """Stop the field after this many steps, whatever the time (the schedule follows the steps then)."""
     run: str = "default"
@@ -175,10 +190,10 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for settings that cannot be trained."""
-        if not 0.05 <= self.minutes <= 100000:
-            raise InputError(f"--minutes must lie between 0.05 and 100000, not {self.minutes}")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"--steps must be at least 1, not {self.steps}")
+        check_numbers(self, _LIMITS)
+        for name, grid in (("head", self.head), ("torso", self.torso)):
+            if grid.finest_resolution < grid.base_resolution:
+                raise InputError(f"--{name}.finest-resolution must be at least --{name}.base-resolution, {grid.base_resolution}, not {grid.finest_resolution}")
         if self.init and not Path(self.init).exists():
             raise InputError(f"--init {self.init} does not exist; name a run folder or the field.safetensors in it")
         cuda = choose_device(self.device).type == "cuda"
@@ -188,18 +203,8 @@ class TrainConfig:
                 raise InputError(f"--{what} takes {', '.join(allowed)} on this device, not {name!r}")
             if name in ("tinycudann", "nerfacc") and importlib.util.find_spec(name) is None:
                 raise InputError(f"--{what} {name} needs the package {name}, which is not installed; use --{what} auto")
-        if not 4 <= self.head.warp_points <= 32:
-            raise InputError(f"--head.warp-points must lie between 4 and 32, not {self.head.warp_points}")
         if self.head.width % 4 or self.torso.width % 4:
             raise InputError("the network widths must be multiples of 4")
-        if not 0 <= self.hard_frames <= 1 or self.structure_weight < 0 or self.structure_patches < 1:
-            raise InputError("training needs 0 <= hard_frames <= 1, structure_weight >= 0 and structure_patches >= 1")
-        if self.lpips_weight < 0:
-            raise InputError(f"--lpips-weight must be at least 0, not {self.lpips_weight}")
-        if self.align < 0 or not 0 < self.align_share < 1:
-            raise InputError("training needs align >= 0 and 0 < align_share < 1")
-        if self.frames_per_step < 1 or self.samples_per_step < 1000 or not 0 <= self.motion_share < 1:
-            raise InputError("training needs frames_per_step >= 1, samples_per_step >= 1000 and 0 <= motion_share < 1")
 
 
 def save_config(config: Any, path: Path, **notes: str) -> None:

@@ -62,6 +62,7 @@ def run_demo(out: Path, minutes: float = 3.5) -> dict[str, Any]:
     from thnerf.synthesis import render_speech
     from thnerf.trainer import train
 
+    TrainConfig(minutes=minutes).check()
     out = Path(out)
     seconds: dict[str, float] = {}
     with timed(seconds, "fit"):

@@ -70,6 +70,8 @@ class Direction:
             raise InputError(f"--seed takes a number from 0 on, not {self.seed}")
         if self.text is not None and self.drive is not None:
             raise InputError("--drive moves the mouth as the driving video does, so nobody would say --text; leave out one of the two")
+        if self.text is None and self.voice != Direction.voice:
+            raise InputError("--voice says who speaks --text; give --text, or leave out --voice")
         parse_blink(self.blink)
         parse_gaze(self.gaze)
         parse_emotion(self.emotion)

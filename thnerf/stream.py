@@ -25,7 +25,7 @@ from recon.lines import MotionFrame
 from recon.subject import Subject
 from recon.track import Track
 from render.camera import Camera
-from render.files import InputError
+from render.files import InputError, check_number
 from thnerf import audio
 from thnerf.direction import Direction, direct, parse_blink
 from thnerf.manner import Manner
@@ -136,12 +136,15 @@ class Streamer:
         """
         from thnerf.drive import face_model
         from thnerf.motion import Speaker
+        from thnerf.performance import POSES
 
         if direction.text is not None or direction.drive is not None:
             raise InputError("thnerf stream speaks what it hears; leave out --text and --drive")
         blink = parse_blink(direction.blink)
         if isinstance(blink, Path) or "source" in (direction.blink, direction.gaze) or direction.gaze.lower().endswith(".npz"):
             raise InputError("thnerf stream takes --blink auto or a number, and --gaze auto, camera or YAW,PITCH")
+        if direction.pose not in (None, *POSES) and Path(direction.pose).suffix != ".npz":
+            raise InputError(f"thnerf stream takes --pose {', '.join(POSES)} or a Track .npz, not {direction.pose!r}; fit a video first (thnerf fit) and give its track.npz")
         self.speaker, self.home, self.fps = Speaker(subject, run_dir), subject.track, subject.track.fps
         if self.speaker.encoder.name != "logmel":
             raise InputError(f"this run hears through {self.speaker.encoder.name}, which needs whole utterances; train one to stream with --motion.encoder logmel")
@@ -303,11 +306,12 @@ def stream_speech(subject: Subject, packets: Iterable[np.ndarray], sinks: Sequen
     """
     lookahead = None
     if latency is not None:
+        least = math.ceil(1000 * ((3 + 5) / (4 * subject.track.fps) + audio.WINDOW / 2 / audio.RATE))
+        check_number("--latency", latency, least, math.inf, " ms: a frame needs its own sound and what the first layers hear around it")
         lookahead = math.floor((latency / 1000 - audio.WINDOW / 2 / audio.RATE) * 4 * subject.track.fps + 1e-6) - 3
-        if lookahead < 5:
-            least = (3 + 5) / (4 * subject.track.fps) + audio.WINDOW / 2 / audio.RATE
-            raise InputError(f"--latency must be at least {math.ceil(1000 * least)} ms: a frame's own sound, and what its first layers hear around it")
     streamer = Streamer(subject, subject.run(run), direction, lookahead)
+    if lookahead is not None and lookahead > streamer.lookahead:
+        _say(f"--latency {latency:g} is more than this run's network hears ahead; it is limited to {1000 * streamer.latency:.0f} ms")
     _say(f"a frame comes {1000 * streamer.latency:.0f} ms after the moment it shows")
     spent: list[float] = []
 

@@ -307,12 +307,16 @@ def _already_finished(folder: Path, config: TrainConfig, fit: str) -> bool:
     old = old if isinstance(old, dict) else {}
     if old.pop("fit", fit) != fit:
         raise InputError(f"run {config.run!r} was trained before this subject was fitted again; delete {folder} or choose another --run")
-    changed = differences(old, dataclasses.asdict(config), _UNSAVED)
+    changed = differences(old, dataclasses.asdict(config), (*_UNSAVED, "minutes"))
     if changed:
         raise InputError(f"run {config.run!r} was begun with other settings ({', '.join(changed)}); choose another --run, or delete {folder}")
-    if (folder / "state.safetensors").exists() or not (folder / "field.safetensors").exists():
-        return False
-    if read_tensors(folder / "field.safetensors")[1].get("finished") != "1":
+    going = (folder / "state.safetensors").exists() or not (folder / "field.safetensors").exists() or read_tensors(folder / "field.safetensors")[1].get("finished") != "1"
+    begun = float(old.get("minutes", config.minutes))
+    if not going and config.minutes > begun:  # its learning rates have run down, and what the optimisers knew is gone
+        raise InputError(f"run {config.run!r} finished its {begun:g} minutes; train a new one from its head with --run NAME --init {folder} --minutes {config.minutes:g}")
+    if going and config.minutes < begun:  # the rates would not have come down at the end
+        raise InputError(f"run {config.run!r} was begun for {begun:g} minutes; go on with --minutes {begun:g} or more, or choose another --run")
+    if going:
         return False
     print(f"run {config.run!r} is finished; choose another --run, or delete {folder} to train it again", file=sys.stderr)
     return True

@@ -18,7 +18,7 @@ import torch
 from recon.subject import Subject
 from recon.track import Track
 from render.camera import Camera
-from render.files import InputError
+from render.files import InputError, unreadable
 from render.march import Volume, composite, march
 from thnerf.avatar import Avatar
 from thnerf.dataset import head_rays, pixel_directions
@@ -74,7 +74,7 @@ def _read(path: Path, frames: int) -> np.ndarray:
         else:
             poses = np.asarray(json.loads(path.read_text())["world_to_camera"], np.float64)
     except Exception as error:  # numpy, zipfile and json each raise their own kinds
-        raise InputError(f"{path} is no camera file ({error}); it needs world_to_camera, (T,4,4), in mm") from None
+        raise InputError(f"{path} is no camera file ({unreadable(error)}); it needs world_to_camera, (T,4,4), in mm") from None
     rigid = poses.ndim == 3 and poses.shape[1:] == (4, 4) and np.isfinite(poses).all() and np.allclose(poses[:, 3], [0, 0, 0, 1]) and \
         np.allclose(poses[:, :3, :3] @ poses[:, :3, :3].swapaxes(1, 2), np.eye(3), atol=1e-3) and (np.linalg.det(poses[:, :3, :3]) > 0).all()
     if not rigid:

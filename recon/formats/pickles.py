@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,13 @@ def read_pickle(path: Path) -> Any:
 
 
 def _load(data: bytes, path: Path) -> Any:
+    if not data:
+        raise InputError(f"{path} is empty (0 bytes); get the file from its publisher again")
     try:
         return _Resolver().value(_Restricted(io.BytesIO(data), encoding="latin1").load())
     except Exception as error:  # a hostile or damaged pickle makes the machine raise nearly anything
+        if isinstance(error, (EOFError, struct.error)) or "exhausted" in str(error) or "truncated" in str(error):
+            raise InputError(f"{path} is damaged: it ends too early; get the file from its publisher again") from None
         raise InputError(f"{path} is not a pickle that can be trusted: {str(error)[:150] or type(error).__name__}; get the file from its publisher again") from None
 
 

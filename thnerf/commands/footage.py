@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 from tyro.conf import Positional, arg
 
 from recon.config import FitConfig
-from render.files import InputError
+from render.files import InputError, check_place
 from thnerf.commands.common import Common, Shared
 
 
@@ -106,6 +106,7 @@ def phantom(
     """
     from thnerf.phantom import make_phantom
 
+    check_place(out)
     return make_phantom(out, text, seed=seed, identity=identity, size=size, fps=fps, reach=reach)
 
 
@@ -132,6 +133,7 @@ def model(
     if action == "convert":
         if out is None:
             raise InputError("name the file to write: thnerf model convert PATH -o model.npz")
+        check_place(out)
         return describe.convert(path, out, landmarks)
     info = describe.describe(describe.open_model(path, landmarks))
     if not shared.json:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Optional
 
 from tyro.conf import Positional, arg
 
-from thnerf.commands.common import Common, Directed, RunChoice, Shared, SharedRun
+from render.files import InputError, check_place
+from thnerf.commands.common import Common, Directed, DirectedLive, LiveDirection, RunChoice, Shared, SharedRun
 from thnerf.config import TrainConfig
 from thnerf.direction import Direction
 
@@ -23,6 +24,7 @@ def demo(out: Path = Path("demo"), minutes: float = 3.5, shared: Shared = Common
     """
     from thnerf.demo import run_demo
 
+    check_place(out)
     return run_demo(out, minutes=minutes)
 
 
@@ -37,7 +39,9 @@ def train(subject: Positional[Path], config: Annotated[TrainConfig, arg(name="")
     from recon.subject import Subject
     from thnerf.trainer import train as run_training
 
-    return {"run": str(run_training(Subject.open(subject), config))}
+    opened = Subject.open(subject)
+    check_place(opened.run(config.run))
+    return {"run": str(run_training(opened, config))}
 
 
 def render(
@@ -84,6 +88,7 @@ def render(
     from recon.subject import Subject
     from thnerf.synthesis import render_speech
 
+    check_place(out, depth, normals)
     return render_speech(Subject.open(subject), audio, out, run=shared.run, direction=direction, background=background, device=shared.device, size=size,
                          full_frame=full_frame, track=track, camera=camera, depth=depth, normals=normals, dub=dub)
 
@@ -94,7 +99,7 @@ def stream(
     frames: Optional[str] = None,
     livelink: Optional[str] = None,
     latency: Optional[float] = None,
-    direction: Directed = Direction(),
+    direction: DirectedLive = LiveDirection(),
     shared: SharedRun = RunChoice(),
 ) -> dict[str, Any]:
     """Speak what comes in, while it comes: motion as JSON lines on stdout, one a frame; Ctrl-C or the end of the sound ends it.
@@ -119,6 +124,10 @@ def stream(
     from thnerf.sinks import FrameSink, LineSink, RawSink
     from thnerf.stream import pcm_packets, sound_packets, stream_speech
 
+    if frames == "raw" and shared.json:
+        raise InputError("--frames raw fills stdout with pictures, and --json would write behind them; leave out one of them")
+    check_place(None if frames == "raw" else frames)
+    wishes = direction.whole()
     opened = Subject.open(subject)
     sinks: list[Any] = [] if frames == "raw" else [LineSink(sys.stdout)]
     if livelink is not None:
@@ -131,7 +140,7 @@ def stream(
         renderer = load_renderer(opened.run(shared.run), opened, shared.device)
         sinks.append(RawSink(sys.stdout.buffer, renderer) if frames == "raw" else FrameSink(frames, opened, renderer))
     packets = pcm_packets(sys.stdin.buffer) if audio == "-" else sound_packets(Path(audio))
-    return stream_speech(opened, packets, sinks, run=shared.run, direction=direction, latency=latency)
+    return stream_speech(opened, packets, sinks, run=shared.run, direction=wishes, latency=latency)
 
 
 def animate(
@@ -152,12 +161,14 @@ def animate(
         preview: Render the face model with the sound to this .mp4, too.
         fps: Frames per second of the Track.
     """
-    from render.files import InputError
     from thnerf.animate import render_preview
     from thnerf.performance import animated
 
     if out.suffix != ".npz":
         raise InputError(f"--out takes the name of a Track, ending in .npz, not {out.name!r}; --preview renders a video")
+    if preview is not None and preview.suffix.lower() != ".mp4":
+        raise InputError(f"--preview takes the name of a video, ending in .mp4, not {preview.name!r}")
+    check_place(out, preview)
     played = animated(audio, direction, fps)
     track = played.track
     track.save(out)
@@ -177,7 +188,9 @@ def evaluate(subject: Positional[Path], lpips: Optional[Path] = None, shared: Sh
     from thnerf.evaluate import evaluate as run_evaluation
     from thnerf.metrics import format_table
 
-    result = run_evaluation(Subject.open(subject), run=shared.run, device=shared.device, lpips=lpips)
+    opened = Subject.open(subject)
+    check_place(opened.run(shared.run))
+    result = run_evaluation(opened, run=shared.run, device=shared.device, lpips=lpips)
     if not shared.json:
         print(format_table(result))
     return result
@@ -207,4 +220,5 @@ def view(
     from recon.subject import Subject
     from thnerf.viewer.server import view_subject
 
+    check_place(out)
     return view_subject(Subject.open(subject), run=shared.run, device=shared.device, port=port, open_browser=open, track=track, audio=audio, folder=out)

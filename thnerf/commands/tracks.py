@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Optional
 
 from tyro.conf import Positional, arg
 
+from render.files import check_place
 from thnerf.commands.common import Common, Directed, RunChoice, Shared, SharedRun
 from thnerf.direction import Direction
 from thnerf.export.formats import FORMATS
@@ -36,8 +37,10 @@ def export(
         audio: Export the motion predicted for this sound instead of the fitted track (needs a trained subject, or no source).
         model: File of the face model of a bare Track that is not of the default one; formats with a mesh need it.
     """
-    from thnerf.export import export_scene, make_scene
+    from thnerf.export import check_export, export_scene, make_scene
 
+    check_export(out, to, options)
+    check_place(out)
     scene = make_scene(source, options, audio=audio, model=model, run=shared.run, direction=direction)
     export_scene(scene, out, to, options)
     return {"file": str(out), "format": to, "frames": len(scene.track), "fps": scene.track.fps}
@@ -69,6 +72,7 @@ def import_motion(
     from recon.subject import Subject
     from thnerf.export.importer import import_file
 
+    check_place(out)
     return import_file(file, Subject.open(subject), out, options, format, base)
 
 
@@ -95,6 +99,7 @@ def mesh(
     from recon.subject import Subject
     from thnerf.mesh import export_mesh
 
+    check_place(out)
     return export_mesh(Subject.open(subject), out, source, run=shared.run, frame=frame, cell_mm=cell_mm)
 
 
@@ -119,4 +124,5 @@ def retarget(
     """
     from recon.retarget import retarget_file
 
+    check_place(out)
     return retarget_file(track, model, out, source, smoothing)

@@ -6,17 +6,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from recon.track import Track
 from render.files import InputError
 from thnerf.direction import Direction
-from thnerf.export.formats import FORMATS, format_named, format_of
+from thnerf.export.formats import BAKED, FORMATS, TEXTURED, format_named, format_of
 from thnerf.export.options import ExportOptions, Imported
 from thnerf.export.scene import Scene, make_scene
 
-__all__ = ["FORMATS", "ExportOptions", "Imported", "Scene", "export_scene", "export_track", "format_named", "format_of", "make_scene", "resolve_track"]
+__all__ = ["FORMATS", "ExportOptions", "Imported", "Scene", "check_export", "export_scene", "export_track", "format_named", "format_of", "make_scene", "resolve_track"]
 
 
 def export_scene(scene: Scene, path: str | Path, format: str, options: ExportOptions = ExportOptions()) -> None:
@@ -24,7 +25,22 @@ def export_scene(scene: Scene, path: str | Path, format: str, options: ExportOpt
 
     Raises InputError for an unknown format, or what the format cannot hold.
     """
+    _check_ending(Path(path), format)
     format_named(format).load().write(scene, Path(path), options)
+
+
+def check_export(path: str | Path, format: str, options: ExportOptions) -> None:
+    """What can be said before any work: raises InputError for an unknown format or an ending that is not its own, warns of options that it has no use for."""
+    _check_ending(Path(path), format)
+    for option, where in (("bake", BAKED), ("albedo", TEXTURED)):
+        if getattr(options, option) and format not in (*where, "glb", "fbx"):  # those two refuse what they cannot do
+            warnings.warn(f"--{option} changes nothing in {format}; it is for {', '.join(where)}", stacklevel=2)
+
+
+def _check_ending(path: Path, format: str) -> None:
+    endings = format_named(format).written
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{format} is written as {' or '.join(endings)}, not {path.name!r}")
 
 
 def export_track(track: Track, path: str | Path, format: str, fps: float | None = None) -> None:

@@ -25,10 +25,8 @@ SECONDS, SECONDS_PER_FRAME = 120.0, 1.0
 def write(scene: Scene, path: Path, options: ExportOptions) -> None:
     """Write .fbx, binary, atomically, with the texture inside: head, armature, shape keys, camera.
 
-    Raises InputError without Blender or usd-core, for another ending, unit or a bake; StageError when Blender fails.
+    Raises InputError without Blender or usd-core, for another unit or a bake; StageError when Blender fails.
     """
-    if path.suffix.lower() != ".fbx":
-        raise InputError(f"FBX is written as .fbx, not {path.name!r}")
     if options.bake or options.units not in ("auto", "cm"):
         raise InputError("FBX is written in centimetres and with blend shapes; leave out --units and --bake, or export to USD")
     command = blender()

@@ -19,6 +19,11 @@ class Format:
     two_way: bool
     about: str
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The endings that can be written; packages of several files are only read."""
+        return tuple(s for s in self.suffixes if s not in (".usdz", ".gltf"))
+
     def load(self) -> ModuleType:
         """The module with `write` and, for two-way formats, `read`."""
         return importlib.import_module(f"thnerf.export.{self.module}")
@@ -41,6 +46,8 @@ FORMATS: dict[str, Format] = {
     "npz": Format("npz", (".npz",), True, "a Track"),
 }
 """What `thnerf export --to` and `thnerf import` know."""
+BAKED, TEXTURED = ("usd",), ("maya", "usd", "glb", "fbx")
+"""Formats with vertices over time, and with a picture of the skin."""
 
 
 def format_named(name: str) -> Format:

@@ -32,10 +32,8 @@ CENTRE_PX = 0.5  # a principal point further from the middle than this is worth 
 def write(scene: Scene, path: Path, options: ExportOptions) -> None:
     """Write .glb, atomically. Warns when the camera's principal point is not in the middle of the picture.
 
-    Raises InputError for another ending or unit, for z up, for a bake, or without the track's face model.
+    Raises InputError for another unit, for z up, for a bake, or without the track's face model.
     """
-    if path.suffix.lower() != ".glb":
-        raise InputError(f"glTF is written as .glb, not {path.name!r}")
     if options.bake:
         raise InputError("glTF has no vertices over time; bake to USD, or export without --bake")
     if options.units not in ("auto", "m") or options.up != "y":

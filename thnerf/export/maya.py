@@ -41,10 +41,8 @@ STILL = 1e-6  # units below which a target does not move a vertex
 def write(scene: Scene, path: Path, options: ExportOptions) -> None:
     """Write a .ma, atomically, with NAME_texture.png beside it where the subject is known.
 
-    Raises InputError for another ending, without the track's face model, or for a frame rate that Maya does not have.
+    Raises InputError without the track's face model, or for a frame rate that Maya does not have.
     """
-    if path.suffix.lower() != ".ma":
-        raise InputError(f"Maya scenes are written as text, .ma, not {path.name!r}")
     track, first = scene.track, options.first_frame(scene.track.fps)
     unit, rate = UNIT if options.units == "auto" else options.units, unit_of(track.fps)
     texture = scene_texture(scene)

@@ -115,6 +115,8 @@ def _motion(source: str | Path | None, audio: str | Path | None, run: str, direc
         return direct(Track.load(source), direction), None, None
     from thnerf.performance import perform
 
+    if audio is None and direction.text is None and direction.drive is None and direction.pose in ("audio", "still"):
+        raise InputError("--pose audio and --pose still are for speech: give --audio FILE or --text WORDS, or --pose source, a Track .npz or a video")
     subject = Subject.open(source)
     played = perform(subject, subject.run(run), audio, direction, "fit" if audio is None and plain else None)
     weights = np.clip(played.track.expression, np.minimum(subject.track.expression.min(), 0), np.maximum(subject.track.expression.max(), 1))

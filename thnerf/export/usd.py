@@ -37,11 +37,9 @@ BAKED_MB = 4000  # all points of a baked file are in memory at once
 def write(scene: Scene, path: Path, options: ExportOptions) -> None:
     """Write .usd, .usdc (binary) or .usda (text), with `NAME_texture.png` and `NAME_sound.wav` beside it.
 
-    Raises InputError without usd-core, without the track's face model, for another ending, or for a bake of more than some minutes.
+    Raises InputError without usd-core, without the track's face model, or for a bake of more than some minutes.
     """
     _need()
-    if path.suffix.lower() not in (".usd", ".usda", ".usdc"):
-        raise InputError(f"USD is written as .usd, .usdc or .usda, not {path.name!r}")
     if options.bake and len(scene.track) * len(scene.model.mean) * 24 > BAKED_MB * 1e6:
         raise InputError(f"baking {len(scene.track)} frames takes more than {BAKED_MB // 1000} GB; bake a shorter clip, or export without --bake")
     from pxr import Sdf

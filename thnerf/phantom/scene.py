@@ -11,7 +11,7 @@ import numpy as np
 from recon.model import MorphableModel, load_model
 from recon.track import Track
 from render.camera import Camera
-from render.files import InputError, atomic_path
+from render.files import InputError, atomic_path, check_number
 from render.progress import progress
 from render.raster import rasterise, vertex_normals
 from render.rotations import axis_angle_to_matrix
@@ -189,10 +189,10 @@ def make_phantom(out: Path, text: str | None = None, seed: int = 0, identity: in
     seed: of the motion. identity: of the person. reach: degrees of yaw, pitch and roll that the head keeps within. Returns {frames, seconds, size, fps, identity, seed, text, video, audio, track}.
     Raises InputError for bad text, voice, size or reach.
     """
-    if size < 64 or size % 2:
-        raise InputError(f"--size must be an even number of at least 64 pixels, not {size}")
-    if not 1 <= fps <= 240:
-        raise InputError(f"--fps must lie between 1 and 240, not {fps}")
+    for name, value, low, high in (("--size", size, 64, 2048), ("--fps", fps, 1, 240), ("--seed", seed, 0, 2**31 - 1), ("--identity", identity, 0, 2**31 - 1)):
+        check_number(name, value, low, high)
+    if size % 2:
+        raise InputError(f"--size must be an even number of pixels, not {size}")
     if not all(0 <= angle <= 60 for angle in reach):
         raise InputError(f"--reach takes yaw, pitch and roll of 0 to 60 degrees, not {' '.join(f'{a:g}' for a in reach)}")
     out, text = Path(out), DEFAULT_TEXT if text is None else text
