@@ -39,7 +39,7 @@ from render.threads import one_blas_thread
 CHUNK = 128
 HELD = 2**30  # bytes of frames that are kept instead of being decoded again: 54 s at 512 and 25 frames/s
 FOCAL = 2.6  # prior focal length in picture widths: a head-and-shoulders shot from talking distance
-FOCAL_SPREAD = 0.25  # its standard deviation, in log
+FOCAL_SPREAD = 0.3  # its standard deviation, in log
 SHAPE_PRIOR, OFFSET_PRIOR = 1.0, 0.5  # per keyframe
 BY_LANDMARKS = ("eyeBlink", "eyeSquint", "eyeWide")  # skin that folds away under a lid has no texture to follow
 ROUNDS = 14  # of an identity
@@ -90,8 +90,9 @@ def solve(points: np.ndarray, valid: np.ndarray, clip_starts: Sequence[int], fps
                 found, deviation = correct(model, identity.shape, identity.focal, poses, points, expected, pictures(), clip_starts, every)
                 correcting += time.perf_counter() - begun
                 problem = make(found, model.without_response(), certainty_of(deviation))
-                identity = solve_identity(problem, config, start=(identity, poses), outline=edge)
-                poses = solve_poses(problem, identity, poses)
+                before, identity = identity, solve_identity(problem, config, start=(identity, poses), outline=edge)
+                nearer = np.array([1, 1, identity.focal / before.focal])  # as large in the picture as before
+                poses = solve_poses(problem, identity, replace(poses, t=poses.t * nearer))
         track, projected, photometric = _solve_frames(problem, identity, poses, detected, pictures if large and config.photometric else None, points, clip_starts, fps, model, config)
     if len(columns) < len(whole.expression_names):  # what a fit leaves alone stays zero
         expression = np.zeros((len(track), len(whole.expression_names)), np.float32)
@@ -209,7 +210,7 @@ def _shape_step(problem: Problem, head: np.ndarray, shape: np.ndarray, focal: fl
         A, G = np.concatenate([A, outline.pose], 1), np.concatenate([G, outline.shape.astype(single)], 1)
     AW = np.swapaxes(A * w[..., None], 1, 2)
     AA, AG, Ar = AW @ A, (AW.astype(single) @ G).astype(np.float64), AW @ residual[..., None]
-    AA = AA + (1e-6 * np.trace(AA, axis1=1, axis2=2) / 6)[:, None, None] * np.eye(6)
+    AA = AA * (1 + 1e-9 * np.eye(6))  # by each unknown's own measure: damped depths would hold the focal length
     inverse_AG, inverse_Ar = np.linalg.solve(AA, AG), np.linalg.solve(AA, Ar)
     flat, weighted = G.reshape(-1, S + 1), (G * w.astype(single)[..., None]).reshape(-1, S + 1)
     H = weighted.T @ flat - np.einsum("tpi,tpj->ij", AG, inverse_AG)

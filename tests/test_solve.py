@@ -61,6 +61,17 @@ def test_it_recovers_the_track_that_made_the_landmarks(points):
     assert np.median(np.linalg.norm(found.translation - made.translation, axis=1)) < 0.02 * 640
 
 
+@pytest.mark.parametrize("widths", [1.5, 5.0])
+def test_the_focal_length_follows_perspective(widths):
+    model, made = linear_head(shapes=2), truth(linear_head(shapes=2))
+    focal = widths * 256
+    made = made.replace(camera=Camera.simple(focal, 256, 256, len(made)), translation=made.translation + [0, 0, focal - 640])
+    report = {}
+    solve(landmarks_of(model, made), made.valid, (0,), 25, 256, 256, model, FitConfig(), report)
+    prior = 2.6 * 256
+    assert abs(np.log(report["focal_px"] / focal)) < 0.5 * abs(np.log(prior / focal))
+
+
 def test_bounds_hold_and_noise_is_not_followed():
     model = linear_head()
     made = truth(model, 80)
