@@ -150,6 +150,12 @@ class TrainConfig:
     """Initial learning rate of what moves the torso, in image widths: faster, and it trembles by more than a pixel from step to step."""
     pose_rate: float = 3e-4
     """Initial learning rate of the pose correction."""
+    exposure: bool = True
+    """Give every training frame an exposure and white balance of its own (`thnerf.exposure`); what is rendered has their mean."""
+    exposure_rate: float = 1e-3
+    """Initial learning rate of what the background does not say of them; 0: what it says is all."""
+    exposure_weight: float = 0.003
+    """How much that is held back (weight of its square)."""
     matte_weight: float = 0.1
     """Weight of the agreement of both layers with the person matte."""
     motion_share: float = 0.12
@@ -194,6 +200,8 @@ class TrainConfig:
             raise InputError("the network widths must be multiples of 4")
         if not 0 <= self.hard_frames <= 1 or self.structure_weight < 0 or self.structure_patches < 1:
             raise InputError("training needs 0 <= hard_frames <= 1, structure_weight >= 0 and structure_patches >= 1")
+        if self.exposure_rate < 0 or self.exposure_weight < 0:
+            raise InputError("training needs exposure_rate >= 0 and exposure_weight >= 0")
         if self.lpips_weight < 0:
             raise InputError(f"--lpips-weight must be at least 0, not {self.lpips_weight}")
         if self.align < 0 or not 0 < self.align_share < 1:
