@@ -36,8 +36,8 @@ def cell_means(picture: np.ndarray) -> np.ndarray:
 def measure(pictures: Iterable[np.ndarray], mattes: Iterable[np.ndarray], background: np.ndarray) -> np.ndarray:
     """Codes (T,2,3) float32 [gain, offset] of pictures (H,W,3) in 0 to 255 by their background, where mattes (H,W) in 0 to 255 and all about them are 0.
 
-    Their `cell_means` will do as well. background (H,W,3) float32 in [0,1], the plate. Ridge regression of cells' means, with the errors weighted as by Geman & McClure: what moves behind
-    the person is an outlier, and where little of the background is seen the code stays near 0.
+    Their `cell_means` will do as well. background (H,W,3) float32 in [0,1], the plate. Ridge regression of cells' means, with the errors
+    weighted as by Geman & McClure: what moves behind the person is an outlier, and where little of the background is seen the code stays near 0.
     """
     import cv2
 
@@ -80,7 +80,8 @@ def _regress(plate: np.ndarray, seen: np.ndarray, used: np.ndarray) -> np.ndarra
 class Exposure(torch.nn.Module):
     """The codes of the training frames. measured (N,2,3) against the background plate; frame numbers index (N,) rising; clip_starts of their track; fps.
 
-    mean (2,3) is their mean: what the plate, a median, differs by from the mean exposure, which is neutral. The learned part is linear between knots that lie about KNOT_SECONDS apart, and every clip has its own; over all frames its mean is 0.
+    mean (2,3) is their mean: what the plate, a median, differs by from the mean exposure, which is neutral. The learned part is linear between knots that
+    lie about KNOT_SECONDS apart, and every clip has its own; over all frames its mean is 0.
     """
 
     def __init__(self, measured: np.ndarray, index: np.ndarray, clip_starts: tuple[int, ...], fps: float) -> None:
@@ -106,7 +107,6 @@ class Exposure(torch.nn.Module):
         """Neutral colours (R,3) as the frames (B,) have them; which (R,): of which frame a colour is. What is too bright for a picture is cut off."""
         code = self(frames).index_select(0, which.long())
         return ((1 + code[:, 0]) * colour + code[:, 1]).clamp(max=1)
-
 
     @torch.no_grad()
     def code(self, frame: int) -> np.ndarray:
