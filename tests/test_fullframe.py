@@ -104,6 +104,16 @@ def test_the_crop_is_replaced_and_the_rest_is_the_footage(subject, red, tmp_path
     assert np.abs(outside - 60).max() < 8
 
 
+def test_the_crop_is_as_bright_as_the_footage_around_it():
+    clip = fullframe.Clip("a", 0, 1, 100, 60, 25, 20, 0, 60)
+    drawn = np.kron(np.random.default_rng(0).uniform(0.2, 0.7, (6, 6, 3)), np.ones((10, 10, 1))).astype(np.float32)
+    dark = np.array([0.85, 0.9, 0.8], np.float32) * drawn  # the camera has just closed its aperture
+    window = dark.copy()
+    window[12:, 20:40] = 0.5  # where the person was
+    fullframe.PastedRenderer(None, None, [clip], np.zeros(1, int), iter(())).paste(window, drawn, 0)
+    np.testing.assert_allclose(window, dark, atol=0.01)
+
+
 def test_longer_speech_plays_the_footage_back(subject, red, tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis, "speech_of", lambda *a: Speech(np.zeros(0, np.float32), (np.zeros(100, np.float32), 16000)))
     synthesis.render_speech(subject, "long", tmp_path / "a.mp4", full_frame=True)

@@ -123,7 +123,7 @@ def test_resumed_training_takes_the_same_steps(subject: Subject, tmp_path) -> No
 def test_the_optimiser_has_every_parameter_once_and_moves_the_torso_slowly(subject: Subject) -> None:
     trainer = new_trainer(load_training_set(subject, toy_model(), 2, 1000), toy_model(), SMALL)
     held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    wanted = [p for module in trainer.avatar.modules.values() for p in module.parameters()]
+    wanted = [p for module in (*trainer.avatar.modules.values(), trainer.exposure) for p in module.parameters()]
     assert len(held) == len(wanted) and {id(p) for p in held} == {id(p) for p in wanted}
     before = trainer.avatar.torso.affine.detach().clone()
     trainer.advance(0.0)
@@ -220,7 +220,7 @@ def test_divergence_is_reported_and_does_not_spoil_the_weights(subject: Subject)
     trainer = new_trainer(data, toy_model(), SMALL)
     trainer.advance(0.0)
     before = trainer.avatar.tables.tables.clone()
-    data.background[...] = np.nan
+    trainer.data.background[...] = np.nan
     with pytest.raises(StageError, match="diverged"):
         for _ in range(30):
             trainer.advance(0.0)

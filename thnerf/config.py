@@ -18,7 +18,7 @@ _GRID = {"levels": (1, 24), "log2_entries": (3, 24), "base_resolution": (2, 2048
 _LIMITS: dict[str, tuple[float, float]] = {
     "minutes": (0.05, 100000), "steps": (1, _INF), "seed": (0, 2**31 - 1), "frames_per_step": (1, 1000), "samples_per_step": (1000, 1e8), "hard_frames": (0, 1),
     "structure_weight": (0, 1000), "structure_patches": (1, 1000), "lpips_weight": (0, 1000), "rate": (0, 10), "conditional_rate": (0, 10), "warp_rate": (0, 10),
-    "network_rate": (0, 10), "torso_rate": (0, 10), "pose_rate": (0, 10), "matte_weight": (0, 1000), "motion_share": (0, 0.999), "align": (0, 1000),
+    "network_rate": (0, 10), "torso_rate": (0, 10), "pose_rate": (0, 10), "exposure_rate": (0, 10), "exposure_weight": (0, 1e6), "matte_weight": (0, 1000), "motion_share": (0, 0.999), "align": (0, 1000),
     "align_share": (0.001, 0.999), "save_seconds": (0, _INF), "preview_seconds": (0, _INF), "max_frames": (1, _INF), "frame_memory_mib": (1, _INF),
     **{f"{part}.{name}": limits for part in ("head", "torso") for name, limits in _GRID.items()},
     "head.expression_modes": (0, 1000), "head.condition_scale": (0, 1000), "head.warp_points": (4, 32), "head.occupancy": (8, 256), "head.step_mm": (0.1, 100),
@@ -165,6 +165,12 @@ class TrainConfig:
     """Initial learning rate of what moves the torso, in image widths: faster, and it trembles by more than a pixel from step to step."""
     pose_rate: float = 3e-4
     """Initial learning rate of the pose correction."""
+    exposure: bool = True
+    """Give every training frame an exposure and white balance of its own (`thnerf.exposure`); what is rendered has their mean."""
+    exposure_rate: float = 1e-3
+    """Initial learning rate of what the background does not say of them; 0: what it says is all."""
+    exposure_weight: float = 0.003
+    """How much that is held back (weight of its square)."""
     matte_weight: float = 0.1
     """Weight of the agreement of both layers with the person matte."""
     motion_share: float = 0.12

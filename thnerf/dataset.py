@@ -17,6 +17,7 @@ from recon.subject import Subject
 from recon.track import Track
 from render.files import InputError
 from render.rotations import axis_angle_to_matrix, relative_to_frontal
+from thnerf.exposure import cell_means, measure
 from thnerf.frames import CompressedFrames, frame_memory
 
 LIMIT, BLINK_LIMIT = 3.0, 7.0  # conditions are clipped to this many standard deviations; a blink is rare, and whole only far from the mean
@@ -165,7 +166,7 @@ class TrainingSet:
     arrays or compressed (`thnerf.frames`).
 
     background (H,W,3) float32; boxes (N,4) px; psi (N,K), pose (N,6), torso (N,Kt) features; origins (N,3), matrices (N,3,3)
-    of head rays; pixel_to_camera (3,3); condition: how the features were made.
+    of head rays; pixel_to_camera (3,3); condition: how the features were made; exposure (N,2,3): how the background says each frame was exposed.
     """
 
     track: Track
@@ -183,6 +184,7 @@ class TrainingSet:
     origins: np.ndarray
     matrices: np.ndarray
     pixel_to_camera: np.ndarray
+    exposure: np.ndarray
 
     def sample(self, rng: np.random.Generator, frames: int, rays: int, patches: int = 0, weight: np.ndarray | None = None, side: int = PATCH) -> Batch:
         """Random frames, and random pixels of them: a fifth in the mouth box, nearly half in and around the face box, some in the torso's rows.
@@ -262,28 +264,30 @@ def load_training_set(subject: Subject, model: MorphableModel, modes: int, max_f
         index = index[np.round(np.linspace(0, len(index) - 1, max_frames)).astype(int)]
     width, height = track.camera.width, track.camera.height
     images, mattes = frame_memory(len(index), height, width, memory_mib)
-    for out, frames, path in ((images, read_frames(subject.video_path), subject.video_path), (mattes, read_frames(subject.matte_path, grey=True), subject.matte_path)):
-        _keep(out, frames, index, path)
+    cells = [_keep(images, read_frames(subject.video_path), index, subject.video_path),
+             _keep(mattes, read_frames(subject.matte_path, grey=True), index, subject.matte_path)]
     condition = Condition.fit(track, index, model, modes)
     boxes = landmark_boxes(track, model, index)
     origins, matrices = head_rays(track, index)
+    background = load_background(subject, width, height)
     return TrainingSet(
-        track, index, images, mattes, load_background(subject, width, height), *boxes, condition,
+        track, index, images, mattes, background, *boxes, condition,
         condition.expression(track)[index], condition.pose(track)[index], condition.torso(track)[index],
-        origins, matrices, np.linalg.inv(track.camera.K))
+        origins, matrices, np.linalg.inv(track.camera.K), measure(*cells, background))
 
 
-def _keep(out: np.ndarray | CompressedFrames, frames: Any, index: np.ndarray, path: Any) -> None:
-    """Fill `out` with the frames numbered `index` of a stream."""
-    slot, last = 0, int(index[-1])
+def _keep(out: np.ndarray | CompressedFrames, frames: Any, index: np.ndarray, path: Any) -> list[np.ndarray]:
+    """Fill `out` with the frames numbered `index` of a stream; returns their means of cells (`thnerf.exposure`), while they are at hand uncompressed."""
+    slot, last, cells = 0, int(index[-1]), []
     for number, frame in enumerate(frames):
         if frame.shape != out.shape[1:]:
             raise InputError(f"{path} is {frame.shape[1]}x{frame.shape[0]}, the track says {out.shape[2]}x{out.shape[1]}; run thnerf fit again")
         if number == index[slot]:
             out[slot] = frame
+            cells.append(cell_means(frame).astype(np.float16))
             slot += 1
         if number == last:
-            return
+            return cells
     raise InputError(f"{path} ends after {slot} of {len(out)} training frames; run thnerf fit again")
 
 

@@ -2,7 +2,7 @@
 
 The crop is replaced as a whole, background plate included, so that nothing of the original head shows beside the new one. Its edge lies on
 shoulders and background of the very same moment, which is why the head pose has to be the footage's own: with any other pose the shoulders
-would break at the edge. Speech that is longer than the footage plays it forward and back.
+would break at the edge. Along that edge the drawn picture takes on the exposure of the footage. Speech that is longer than the footage plays it forward and back.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from recon.track import Track, concatenate
 from render.camera import Camera
 from render.files import InputError
 from render.video import probe, read_frames_from
+from thnerf.exposure import exposed, match
 from thnerf.synthesis import Renderer
 
 FEATHER = 0.06
 """Width of the soft edge, in sides of the crop."""
 LARGEST = 1024
 """The crop is rendered with at most this side, px, and enlarged beyond it."""
+QUICK = 0.3
+"""Part of the way that the drawn exposure goes to what one frame of footage asks for: noise would flicker."""
 _BLOCK_BYTES = 2**28  # of decoded frames held while the footage plays backwards
 _SAME = 1e-3  # rad and mm: poses that differ by less are the same
 
@@ -132,7 +135,7 @@ class PastedRenderer:
     def __init__(self, renderer: Renderer, track: Track, clips: Sequence[Clip], owners: np.ndarray, sources: Iterator[np.ndarray]) -> None:
         self.renderer, self.clips, self.owners, self.sources = renderer, clips, owners, sources
         self.masks = [soft_edge(c) for c in clips]
-        self.track, self.next = track, 0
+        self.track, self.next, self.code = track, 0, np.zeros((2, 3), np.float32)
 
     def frame(self, track: Track, index: int, background: np.ndarray | None = None) -> np.ndarray:
         """Frame `index` (H,W,3) float32; frames are asked for in order. Raises ValueError otherwise."""
@@ -162,7 +165,10 @@ class PastedRenderer:
 
     def paste(self, window: np.ndarray, drawn: np.ndarray, index: int) -> None:
         """Blend `drawn` into `window`, that region of the frame, in place; both (height,width,3) float32."""
-        window += self.masks[self.owners[index]] * (drawn - window)
+        owner = self.owners[index]
+        mask, code = self.masks[owner], match(drawn, window, self.masks[owner][..., 0])
+        self.code = code if index == 0 or owner != self.owners[index - 1] else self.code + QUICK * (code - self.code)
+        window += mask * (exposed(drawn, self.code) - window)
 
     def frame_rgba(self, track: Track, index: int) -> np.ndarray:
         """A whole frame is opaque: alpha 1."""

@@ -6,13 +6,14 @@ A run folder holds config.yaml, field.safetensors (the weights, renewed while tr
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
 from thnerf.dataset import LARGE_PATCH, PATCH, TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
+from thnerf.exposure import Exposure, exposed
 from thnerf.field import mesh_warp
 from thnerf.lpips import load_lpips
 from thnerf.prior import start_from
@@ -58,10 +60,16 @@ class Trainer:
         self.samples_per_ray = 15.0
         self.samples_seen = 0
         self.frame_error = np.full(len(data.index), 1e-3)
+        self.exposure = None
+        if config.exposure:
+            self.exposure = Exposure(data.exposure, data.index, data.track.clip_starts, data.track.fps).to(avatar.device)
+            self.data = dataclasses.replace(data, background=exposed(data.background, self.exposure.mean))
         self.cell_weight = torch.zeros(avatar.volume.occupancy.size, device=avatar.device)
         place = avatar.torso.placement()
         networks = [p for m in (avatar.head, avatar.torso) for p in m.parameters() if not any(p is q for q in place)]
         rates = ((networks, config.network_rate, 0.1), (place, config.torso_rate, 0.03), (list(avatar.correction.parameters()), config.pose_rate, 0.03))
+        if self.exposure is not None and config.exposure_rate:
+            rates = (*rates, (list(self.exposure.parameters()), config.exposure_rate, 0.1))
         self.optimizer = torch.optim.Adam([{"params": p, "rate": rate, "decay": decay} for p, rate, decay in rates], lr=config.network_rate, betas=(0.9, 0.99))
 
     def advance(self, done: float) -> dict[str, float]:
@@ -78,10 +86,14 @@ class Trainer:
         colour, transmittance, weights, samples = self._head(batch, table, warp_table)
         behind, cover, low = self._behind(batch, torso_table)
         rendered, truth = colour + transmittance[:, None] * behind, avatar.put(batch.colour)
+        if self.exposure is not None:
+            rendered = self.exposure.expose(rendered, avatar.put(batch.frames), avatar.put(batch.slot))
         matte = avatar.put(batch.matte)
         seen = 1 - transmittance * (1 - cover)
         image_loss = losses.photometric(rendered, truth)
         loss = 5 * image_loss + config.matte_weight * (losses.matte(seen, matte) + (cover * (matte < 0.05)).mean())
+        if self.exposure is not None and config.exposure_rate:
+            loss = loss + config.exposure_weight * self.exposure.penalty(avatar.put(batch.frames))
         squares, more = avatar.put(batch.patches), {}
         if config.structure_weight:
             loss = loss + config.structure_weight * losses.structure(rendered[squares], truth[squares])
@@ -174,9 +186,14 @@ class Trainer:
         avatar = self.avatar if self.avatar.device.type == "cpu" else Avatar.restore(self.avatar.state(), self.avatar.header())
         seconds = None if budget is None else self.config.align_share * budget * (self.aligned + 1) - self.align_seconds
         split, found = subject.info["split"], None
+
+        def pictures(index: np.ndarray) -> Iterable[np.ndarray]:
+            frames = frames_at(subject.video_path, index)
+            return frames if self.exposure is None else self.exposure.neutral(index, frames, frames_at(subject.matte_path, index, grey=True), data.background)
+
         try:
             if self.steps >= _POSE_FROM:
-                found = align(avatar, data.track, model, data.index, data.background, lambda index: frames_at(subject.video_path, index), [*split["train"], *split.get("test", [])], seconds, stop)
+                found = align(avatar, data.track, model, data.index, data.background, pictures, [*split["train"], *split.get("test", [])], seconds, stop)
         except InputError as error:
             print(f"the track is not aligned to the field: {error}", file=sys.stderr)
         if stop():
@@ -201,6 +218,8 @@ class Trainer:
         """Everything needed to go on, as tensors and a header."""
         tensors = self.avatar.state(training=True)
         tensors["trainer.cell_weight"], tensors["trainer.frame_error"] = self.cell_weight.cpu(), torch.from_numpy(self.frame_error)
+        if self.exposure is not None:
+            tensors["trainer.exposure"] = self.exposure.knots.detach().cpu()
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v.cpu() if torch.is_tensor(v) else torch.tensor(v) for k, v in values.items()}
         progress_made = {name: getattr(self, name) for name in ("steps", "elapsed", "samples_per_ray", "samples_seen", "aligned", "align_seconds", "moved")}
@@ -219,6 +238,9 @@ class Trainer:
         trainer.rng.bit_generator.state = made["rng"]
         trainer.cell_weight = tensors["trainer.cell_weight"].to(trainer.avatar.device, copy=True)
         trainer.frame_error = tensors["trainer.frame_error"].numpy().copy()
+        if trainer.exposure is not None:
+            with torch.no_grad():
+                trainer.exposure.knots.copy_(tensors["trainer.exposure"])
         adam: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("adam."):
@@ -294,8 +316,6 @@ def _train_motion(subject: Subject, folder: Path, config: TrainConfig) -> None:
 
 def _already_finished(folder: Path, config: TrainConfig, fit: str) -> bool:
     """Compare with an earlier run of that name. Raises InputError when its settings, or the fit of the subject, were others."""
-    import dataclasses
-
     import yaml
 
     if not (folder / "config.yaml").exists():
@@ -397,6 +417,7 @@ def write_preview(trainer: Trainer, path: Path, count: int = 3) -> None:
     for i in np.round(np.linspace(0.1, 0.9, count) * (len(data.index) - 1)).astype(int):
         truth = data.images[int(i)].astype(np.float32) / 255
         image = trainer.avatar.render(data.track, int(data.index[i]), data.background)
+        image = image if trainer.exposure is None else exposed(image, trainer.exposure.code(int(i)))
         rows.append(np.concatenate([truth, image, np.clip(4 * np.abs(image - truth), 0, 1)], 1))
     with atomic_path(path) as temporary:
         Image.fromarray((np.concatenate(rows) * 255 + 0.5).astype(np.uint8)).save(temporary)

@@ -78,7 +78,7 @@ def toy_set(frames: int, size: int) -> TrainingSet:
     images, mattes = np.stack([(image * 255 + 0.5).astype(np.uint8) for image, _ in drawn]), np.stack([matte.astype(np.uint8) * 255 for _, matte in drawn])
     condition = Condition.fit(track, index, model, 11)
     return TrainingSet(track, index, images, mattes, toy_background(size).astype(np.float32), *landmark_boxes(track, model, index), condition,
-                       condition.expression(track), condition.pose(track), condition.torso(track), *head_rays(track, index), np.linalg.inv(track.camera.K))
+                       condition.expression(track), condition.pose(track), condition.torso(track), *head_rays(track, index), np.linalg.inv(track.camera.K), np.zeros((len(index), 2, 3), np.float32))
 
 
 def training(data: TrainingSet, samples: int, steps: int) -> tuple[Trainer, dict[str, float]]:
