@@ -1,4 +1,4 @@
-"""Pictures as local contrast, and what of a mesh they show.
+"""Pictures as local contrast and brightness, and what of a mesh they show.
 
 Light falls differently on a head that turns. In the logarithm soft shading and gain only add something smooth, so that a narrow band of
 spatial frequencies, divided by its own local strength, hardly changes (Jarrett et al. 2009): brows, lids, lips, freckles and wrinkles stay.
@@ -17,18 +17,39 @@ HIDDEN = 4.0  # mm behind the depth buffer at which a point is hidden
 
 def contrast(picture: np.ndarray, blur: float) -> np.ndarray:
     """Local contrast and its slope: (H,W,3) RGB → (H,W,2,3) float32, [log luma, log red/green] × [value, d/dx, d/dy]."""
+    return _with_slopes(_contrast(_logarithms(picture, blur), blur))
+
+
+def contrast_and_luma(picture: np.ndarray, blur: float) -> np.ndarray:
+    """The same with log luma itself as a third channel: (H,W,3) RGB → (H,W,3,3) float32."""
+    flat = _logarithms(picture, blur)
+    return _with_slopes(np.concatenate([_contrast(flat, blur), flat[..., :1]], -1))
+
+
+def _logarithms(picture: np.ndarray, blur: float) -> np.ndarray:
+    """Log luma and log red/green (H,W,2), blurred."""
+    x = picture.astype(np.float32) + DARK
+    return _smooth(np.log(np.stack([x @ np.array([0.3, 0.59, 0.11], np.float32), x[..., 0] / x[..., 1]], -1)), blur)
+
+
+def _contrast(flat: np.ndarray, blur: float) -> np.ndarray:
+    """A band of frequencies over its own local strength, (H,W,2)."""
+    band = flat - _smooth(flat, SURROUND * blur)
+    return band / (np.sqrt(_smooth(band * band, SURROUND * blur)) + np.array(FLOOR, np.float32))
+
+
+def _smooth(picture: np.ndarray, deviation: float) -> np.ndarray:
     import cv2
 
-    x = picture.astype(np.float32) + DARK
-    flat = np.log(np.stack([x @ np.array([0.3, 0.59, 0.11], np.float32), x[..., 0] / x[..., 1]], -1))
-    smooth = lambda a, s: cv2.GaussianBlur(a, (0, 0), s)  # noqa: E731
-    band = smooth(flat, blur)
-    band = band - smooth(band, SURROUND * blur)
-    band = band / (np.sqrt(smooth(band * band, SURROUND * blur)) + np.array(FLOOR, np.float32))
-    out = np.zeros(band.shape + (3,), np.float32)
-    out[..., 0] = band
-    out[:, 1:-1, :, 1] = (band[:, 2:] - band[:, :-2]) / 2
-    out[1:-1, :, :, 2] = (band[2:] - band[:-2]) / 2
+    return cv2.GaussianBlur(picture, (0, 0), deviation)
+
+
+def _with_slopes(values: np.ndarray) -> np.ndarray:
+    """(H,W,C) → (H,W,C,3): value, d/dx, d/dy by central differences, 0 at the border."""
+    out = np.zeros(values.shape + (3,), np.float32)
+    out[..., 0] = values
+    out[:, 1:-1, :, 1] = (values[:, 2:] - values[:, :-2]) / 2
+    out[1:-1, :, :, 2] = (values[2:] - values[:-2]) / 2
     return out
 
 

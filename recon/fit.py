@@ -336,7 +336,8 @@ def _solve(work: _Work) -> None:
     """track.npz and fit.json: head and torso."""
     if "track" in work.record():
         return
-    from recon.lips import lips_as_seen
+    from recon.landmarks import interocular
+    from recon.lips import landmark_shift, lips_as_seen
     from recon.matte import background_plate
     from recon.solve import solve
     from recon.torso import track_torso
@@ -349,20 +350,21 @@ def _solve(work: _Work) -> None:
     _say(f"solving shape, camera, pose and expression of {frames} frames")
     track = solve(points, valid, starts, config.fps, config.size, config.size, model, config, report, pictures=lambda: read_frames(work.folder / "video.mp4"),
                   mattes=lambda: read_frames(work.folder / "matte.mp4", grey=True))
-    track = lips_as_seen(track, points, model)
-    error = np.linalg.norm(report["projected"] - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
+    solved, track = track, lips_as_seen(track, points, model)
+    projected = report["projected"] + landmark_shift(solved, track, model, points.shape[1])
+    error = np.linalg.norm(projected - points, axis=-1)[:, : 468 if points.shape[1] == 478 else None].mean(1)
     _say("tracking the shoulders and the background")
     train = _train_frames(starts, frames, valid)
     seen = train[:: max(1, len(train) // 200)]
     pairs = _Watched(read_frames(work.folder / "video.mp4"), seen), _Watched(read_frames(work.folder / "matte.mp4", grey=True), seen)
-    torso = track_torso(pairs[0].stream, pairs[1].stream, report["projected"][..., 1].max(1), starts, train, fps=config.fps)
+    torso = track_torso(pairs[0].stream, pairs[1].stream, projected[..., 1].max(1), starts, train, fps=config.fps)
     _write_picture(work.folder / "background.png", background_plate(np.stack(pairs[0].kept), np.stack(pairs[1].kept)))
     track = track.replace(torso=torso, meta={**track.meta, "detector": config.detector})
     track.save(work.folder / "track.npz")
     detect, matte = record["landmarks"]["seconds"], record["video"]["seconds"]
     write_json(work.folder / "fit.json", {
-        "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": report["landmark_error_px"],
-        "landmark_error_iod": report["landmark_error_iod"], "focal_px": report["focal_px"], "photometric": report["photometric"], "detect_fps": frames / detect,
+        "frames": frames, "valid_fraction": float(valid.mean()), "landmark_error_px": float(error[valid].mean()),
+        "landmark_error_iod": float((error / interocular(points))[valid].mean()), "focal_px": report["focal_px"], "photometric": report["photometric"], "detect_fps": frames / detect,
         "solve_fps": frames / report["seconds"], **{f"{k}_fps": frames / report[f"{k}_seconds"] if report[f"{k}_seconds"] else None for k in ("correct", "refine")},
         "fit_fps": frames / (detect + report["seconds"] + report["correct_seconds"] + report["refine_seconds"] + matte),
         "matte_fps": frames / matte, **{k: record["sync"][k] for k in ("av_offset_frames", "av_offset_confidence", "av_shift_frames")}, "notes": record["landmarks"]["notes"],

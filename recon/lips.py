@@ -11,6 +11,7 @@ import numpy as np
 from recon import landmarks as lm
 from recon.model import MorphableModel
 from recon.track import Track
+from render.rotations import axis_angle_to_matrix
 
 SURE, UNSURE = 2.5, 6.0
 """Detected gaps in mm up to which the lips follow the detector, and from which the fit is believed: it knows how far a mouth is open."""
@@ -52,3 +53,19 @@ def lips_as_seen(track: Track, points: np.ndarray, model: MorphableModel) -> Tra
     if press @ opens < -0.1:
         e = np.maximum(e, np.clip(excess / -(press @ opens), 0, 1)[:, None] * press)
     return track.replace(expression=e)
+
+
+def landmark_shift(before: Track, after: Track, model: MorphableModel, count: int) -> np.ndarray:
+    """By how many px (T,N,2) the landmarks of a Track move when its expressions become those of another with the same shape and poses; count: 478 or 68 landmarks. 0 where the model has none such."""
+    scheme, moved = lm.SCHEMES[count], np.zeros((len(before), count, 2))
+    changed = np.flatnonzero((before.expression != after.expression).any(1) & before.valid)
+    if scheme not in model.landmarks or not len(changed):
+        return moved
+    neutral, basis = model.points(model.vertices(before.shape, np.zeros(len(model.expression_basis))), scheme), model.points(model.expression_basis, scheme)
+    R, t = axis_angle_to_matrix(before.rotation[changed]), before.translation[changed, None]
+    seen = []
+    for track in (after, before):
+        camera = (neutral + np.tensordot(track.expression[changed], basis, 1)) @ np.swapaxes(R, 1, 2) + t
+        seen.append(camera[..., :2] / camera[..., 2:] * before.camera.K[[0, 1], [0, 1]])
+    moved[changed] = seen[0] - seen[1]
+    return moved

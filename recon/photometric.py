@@ -3,7 +3,7 @@
 Landmarks of a detector err by the same amount in all frames that look alike, and no smoothing removes that. A direct method
 (Lucas & Kanade 1981; Irani & Anandan 1999) asks the pixels instead. Points of the mesh each get a texture, the robust mean of
 what keyframes show there, and Gauss–Newton steps on pose and expression of a frame lower its difference to them. Landmarks stay
-as a weaker prior. The shape is left alone: textures slide along with it, so that pixels say less about it than landmarks.
+as a weaker prior. Brightness without the light of the moment has a say, too (`recon.shading`). The shape is left alone: textures slide along with it, so that pixels say less about it than landmarks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Sequence
 import numpy as np
 from numba import njit
 
-from recon.contrast import contrast, look, visible
+from recon.contrast import contrast_and_luma, look, visible
 from recon.model import MorphableModel
 from recon.problem import ROBUST, WEAK, expression_prior, jaw_pair
 from recon.quadratic import apply_step, bounded_minimum, picture_gradient, project, robust_weights
+from recon.shading import LUMA, STRENGTH, Shading, brightness_rows, light_of
+from render.light import sh_basis
 from render.raster import vertex_normals
 from render.rotations import matrix_to_axis_angle
 
@@ -67,8 +69,8 @@ class Poses:
     e: np.ndarray
 
 
-def sample_surface(model: MorphableModel, count: int = SAMPLES) -> tuple[np.ndarray, np.ndarray]:
-    """Points spread by area over the skin of the face, more densely on lips and lids: faces (N,), barycentric (N,3); the same ones every time."""
+def sample_surface(model: MorphableModel, count: int = SAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points spread by area over the skin of the face, BOOST times as densely on lips and lids: faces (N,), barycentric (N,3) and that density (N,); the same ones every time."""
     nothing = np.zeros(len(model.mean), bool)
     area = lambda *names: np.logical_or.reduce([model.regions.get(n, nothing) for n in names])  # noqa: E731
     if "face" in model.regions:
@@ -80,18 +82,21 @@ def sample_surface(model: MorphableModel, count: int = SAMPLES) -> tuple[np.ndar
     candidates = np.flatnonzero(skin[model.faces].all(1))
     corners = model.mean[model.faces[candidates]].astype(np.float64)
     weight = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    weight *= np.where(area("lips", "eyelids")[model.faces[candidates]].any(1), BOOST, 1.0)
+    density = np.where(area("lips", "eyelids")[model.faces[candidates]].any(1), BOOST, 1.0)
+    weight *= density
     rng = np.random.default_rng(0)
     at = (np.arange(count) + rng.random(count)) / count
-    picked = candidates[np.searchsorted(np.cumsum(weight) / weight.sum(), at).clip(0, len(candidates) - 1)]
+    picked = np.searchsorted(np.cumsum(weight) / weight.sum(), at).clip(0, len(candidates) - 1)
     b = rng.random((count, 2))
     b = np.where(b.sum(1, keepdims=True) > 1, 1 - b, b)
-    return picked, np.stack([1 - b.sum(1), b[:, 0], b[:, 1]], 1).astype(np.float32)
+    return candidates[picked], np.stack([1 - b.sum(1), b[:, 0], b[:, 1]], 1).astype(np.float32), density[picked]
 
 
 @njit(cache=True, nogil=True)
-def _normal(values, texture, sigma, weight, points, R, t, focal, M, v):
-    """M (N,3,3) and v (N,3) in the model frame: per point Σ_c w q qᵀ and Σ_c w r q of differences r = texture - value with slopes q by the point."""
+def _normal(values, texture, sigma, weight, points, R, t, focal, M, v, kept, slopes):
+    """M (N,3,3) and v (N,3) in the model frame: per point Σ_c w q qᵀ and Σ_c w r q of differences r = texture - value with slopes q by the point, of all channels but brightness, the last.
+
+    kept (N,) receives the robust weights of all channels together, slopes (N,3) the q of brightness."""
     for i in range(len(values)):
         x = R[0, 0] * points[i, 0] + R[0, 1] * points[i, 1] + R[0, 2] * points[i, 2] + t[0]
         y = R[1, 0] * points[i, 0] + R[1, 1] * points[i, 1] + R[1, 2] * points[i, 2] + t[1]
@@ -101,6 +106,7 @@ def _normal(values, texture, sigma, weight, points, R, t, focal, M, v):
         for c in range(channels):
             square += ((texture[i, c] - values[i, c, 0]) / sigma[c]) ** 2 / channels
         w = weight[i] / (1 + square / KERNEL) ** 2
+        kept[i] = w
         for a in range(3):
             v[i, a] = 0
             for b in range(3):
@@ -111,6 +117,9 @@ def _normal(values, texture, sigma, weight, points, R, t, focal, M, v):
             gz = -(gx * x + gy * y) / z
             q = (R[0, 0] * gx + R[1, 0] * gy + R[2, 0] * gz, R[0, 1] * gx + R[1, 1] * gy + R[2, 1] * gz, R[0, 2] * gx + R[1, 2] * gy + R[2, 2] * gz)
             for a in range(3):
+                if c == LUMA:
+                    slopes[i, a] = q[a]
+                    continue
                 v[i, a] += w * r * q[a]
                 for b in range(3):
                     M[i, a, b] += w * q[a] * q[b]
@@ -146,10 +155,11 @@ class Refiner:
         expected = np.full(lowest.shape, np.nan) if expected is None else expected
         self.pull = np.nan_to_num(expected) @ self.quadratic - np.where(np.isfinite(expected), 0, linear)
         self.lowest, self.highest = lowest, highest
-        self.faces_at, self.weights_at = sample_surface(model)
+        self.faces_at, self.weights_at, density = sample_surface(model)
         S = len(identity.shape)
         self.neutral = (model.mean + np.tensordot(identity.shape, model.shape_basis[:S], 1)).astype(np.float32)
         self.rest = self._pick(self.neutral)
+        self.shading = Shading.of(self.neutral, model, self._pick, 1 / density)
         bases = np.concatenate([self._pick(model.expression_basis), problem.expressions], 1)
         self.basis = np.ascontiguousarray(np.moveaxis(bases, 0, -1), np.float32)  # (N+L,3,E): points, then landmarks
         region = model.regions.get("skin", np.ones(len(model.mean), bool))
@@ -174,7 +184,7 @@ class Refiner:
         size = min(self.side, int(round(self.side * IOD / (100 * self.problem.unit))))
         if size < self.side:
             part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
-        return View(contrast(part, blur), size / self.side, corner - centre)
+        return View(contrast_and_luma(part, blur), size / self.side, corner - centre)
 
     def points(self, e: np.ndarray) -> np.ndarray:
         """The points (N,3) mm under expressions (E,)."""
@@ -203,18 +213,23 @@ class Refiner:
         return out
 
     def texture(self, views: list[View], poses: Poses, sights: np.ndarray) -> tuple[Texture, float]:
-        """Robust mean of what views show, points that look different from frame to frame with less weight; and the mean absolute difference to it."""
-        value = np.stack([self.values(view, poses.e[k], poses.R[k], poses.t[k])[..., 0] for k, view in enumerate(views)])
-        w = sights
-        for _ in range(3):
+        """Robust mean of what views show, points that look different from frame to frame with less weight; and the mean absolute difference of contrast to it."""
+        seen = np.stack([self.values(view, poses.e[k], poses.R[k], poses.t[k])[..., 0] for k, view in enumerate(views)])
+        basis = np.stack([sh_basis(self.shading.turned(e, R)) for e, R in zip(poses.e, poses.R)])
+        w, albedo = sights, np.zeros(len(self.rest), np.float32)
+        for _ in range(4):
+            value = seen.copy()
+            value[..., LUMA] += (basis @ light_of(basis, albedo - seen[..., LUMA], sights)[..., None])[..., 0]
             total = np.maximum(w.sum(0), 1e-6)
             mean = (w[..., None] * value).sum(0) / total[:, None]
-            difference = value - mean
+            albedo, difference = mean[:, LUMA], value - mean
             sigma = 1.4826 * np.median(np.abs(difference[sights > 0.3]), axis=0) + 1e-3
             w = sights * (1 + ((difference / sigma) ** 2).mean(-1) / KERNEL) ** -2
         spread = np.sqrt((w[..., None] * difference**2).sum(0) / total[:, None] / sigma**2).mean(-1)
         weight = np.where(sights.sum(0) > min(2.0, 0.2 * len(views)), 1 / (0.5 + spread**2), 0)
-        return Texture(*(a.astype(np.float32) for a in (mean, sigma, weight))), float(np.abs(difference[sights > 0.3]).mean())
+        change = float(np.abs(difference[sights > 0.3][:, :LUMA]).mean())
+        sigma[LUMA] /= STRENGTH
+        return Texture(*(a.astype(np.float32) for a in (mean, sigma, weight))), change
 
     def _landmarks(self, poses: Poses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Landmarks (K,L,3) mm in the model frame with what each asks for, M (K,L,3,3) and v (K,L,3)."""
@@ -236,15 +251,21 @@ class Refiner:
         everything = len(self.basis)
         M, v, points = np.empty((everything, 3, 3), np.float32), np.empty((everything, 3), np.float32), np.empty((everything, 3), np.float32)
         G, U = np.empty((3 * everything, columns), np.float32), np.empty((3 * everything, columns), np.float32)
+        kept, slopes = np.empty(N, np.float32), np.empty((N, 3), np.float32)
         for k, view in enumerate(views):
             e, R, t = poses.e[k], poses.R[k], poses.t[k]
             points[:N], points[N:], M[N:], v[N:] = self.points(e), heads[k], M_landmarks[k], v_landmarks[k]
-            out = np.empty((N, view.feature.shape[2], 3), np.float32)
-            look(view.feature, self._place(view, points[:N], R, t)[1], out)
-            _normal(out, texture.value, texture.sigma, sights[k] * texture.weight, points[:N], R, t, self.identity.focal * view.scale, M, v)
+            out, sight = self.values(view, e, R, t), sights[k] * texture.weight
+            basis = sh_basis(self.shading.turned(e, R))
+            light = light_of(basis, texture.value[:, LUMA] - out[:, LUMA, 0], sight)
+            out[:, LUMA, 0] += basis @ light
+            _normal(out, texture.value, texture.sigma, sight, points[:N], R, t, self.identity.focal * view.scale, M, v, kept, slopes)
             pull = np.zeros(columns, np.float32)
             _weighted(M, v, points, self.basis, G, U, pull)
-            H[k], g[k] = G.T @ U, pull
+            weight = kept * self.shading.weight
+            J = brightness_rows(self.shading, e, R, light, slopes, texture.sigma[LUMA], weight, G)
+            missing = weight * (texture.value[:, LUMA] - out[:, LUMA, 0]) / texture.sigma[LUMA]
+            H[k], g[k] = G.T @ U + J.T @ (weight[:, None] * J), pull + J.T @ missing
         return H, g
 
     def step(self, views: list[View], texture: Texture, sights: np.ndarray, poses: Poses) -> Poses:

@@ -24,6 +24,15 @@ def sh_basis(normals: np.ndarray) -> np.ndarray:
                      0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y)], -1)
 
 
+def sh_slopes(normals: np.ndarray) -> np.ndarray:
+    """Derivatives of `sh_basis` by the normals' components: (…,3) → (…,9,3)."""
+    x, y, z = np.moveaxis(np.asarray(normals, np.float64), -1, 0)
+    o, i = np.zeros_like(x), np.ones_like(x)
+    rows = ((0, (o, o, o)), (0.488603, (o, i, o)), (0.488603, (o, o, i)), (0.488603, (i, o, o)), (1.092548, (y, x, o)), (1.092548, (o, z, y)),
+            (0.315392, (o, o, 6 * z)), (1.092548, (z, o, x)), (0.546274, (2 * x, -2 * y, o)))
+    return np.stack([factor * np.stack(row, -1) for factor, row in rows], -2)
+
+
 def linear(coded: np.ndarray) -> np.ndarray:
     """sRGB-coded values in [0,1] → linear light (IEC 61966-2-1)."""
     coded = np.clip(coded, 0, 1)

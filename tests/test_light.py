@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from render.light import Light, coded, linear, separate, sh_basis
+from render.light import Light, coded, linear, separate, sh_basis, sh_slopes
 
 
 def directions(count, seed=0):
@@ -26,6 +26,12 @@ def test_nine_coefficients_describe_a_distant_lamp_within_a_few_percent():
     coefficients = np.repeat(np.linalg.lstsq(basis, exact, rcond=None)[0][:, None], 3, 1)
     assert Light(coefficients).direction @ lamp > 0.99
     assert (Light(-coefficients).shading(normals) >= 0).all() and not Light(np.zeros((9, 3))).direction.any()
+
+
+def test_slopes_are_those_of_the_basis():
+    normals, h = directions(50), 1e-5
+    numeric = np.stack([(sh_basis(normals + h * axis) - sh_basis(normals - h * axis)) / (2 * h) for axis in np.eye(3)], -1)
+    np.testing.assert_allclose(sh_slopes(normals), numeric, atol=1e-6)
 
 
 def test_colours_come_back_from_linear_light():

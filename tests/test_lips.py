@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recon import landmarks as lm
-from recon.lips import PRESS, lips_as_seen
+from recon.lips import PRESS, landmark_shift, lips_as_seen
 from recon.model import load_model
 from recon.track import Track
 from render.camera import Camera
@@ -71,3 +71,11 @@ def test_frames_without_a_face_and_other_models_are_left_alone(model):
     assert np.isfinite(found.expression).all() and np.abs(found.expression - track.expression)[valid].max() > 0.01
     other = dataclasses.replace(model, expression_names=tuple("x" + n for n in model.expression_names))
     assert lips_as_seen(track, points, other) is track
+
+
+def test_landmarks_move_as_the_mesh_does(model):
+    track = speaking(model)
+    other = track.replace(expression=track.expression * np.where(np.arange(len(track)) % 2, 1.0, 0.5)[:, None])
+    moved = landmark_shift(track, other, model, 478)
+    np.testing.assert_allclose(moved, landmarks_of(model, other) - landmarks_of(model, track), atol=1e-2)
+    assert not moved[1::2].any() and np.abs(moved[::2]).max() > 0.5

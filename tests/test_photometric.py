@@ -151,8 +151,8 @@ def test_what_lies_behind_the_mesh_is_hidden():
 
 def test_points_lie_on_skin_and_are_always_the_same():
     model = load_model()
-    faces, weights = sample_surface(model)
-    again, _ = sample_surface(model)
+    faces, weights, density = sample_surface(model)
+    again, _, _ = sample_surface(model)
     assert np.array_equal(faces, again) and np.allclose(weights.sum(1), 1) and (weights >= 0).all()
     assert model.regions["face"][model.faces[faces]].all() and not model.regions["mouth_inside"][model.faces[faces]].any()
 
