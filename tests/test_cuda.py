@@ -119,14 +119,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import render.march_triton as m, thnerf.fused_triton as f
-INTS = {"n", "limit", "cells", "width", "height", "across"}
+INTS = {"n", "limit", "cells", "width", "height", "across", "warp_points", "warp_entries"}
 POINTERS = {"levels": "*i32", "occupancy": "*u8", "offsets": "*i32", "counts": "*i32", "ray": "*i32"}
 def compile(kernel, constants, scalars=()):
     names = kernel.arg_names
     kind = lambda n: "constexpr" if n in constants else "i32" if n in INTS else "fp32" if n in scalars else POINTERS.get(n, "*fp32")
     made = triton.compile(ASTSource(kernel, {n: kind(n) for n in names}, {(names.index(n),): v for n, v in constants.items()}), target=GPUTarget("cuda", 90, 32))
     assert "sm_90" in made.asm["ptx"] and len(made.asm["cubin"]) > 1000
-compile(f._render, {"LEVELS": 10, "PADDED": 16, "HIDDEN": 32, "TILE": 8}, ("step_length", "optical_step", "stop"))
+compile(f._render, {"LEVELS": 10, "PADDED": 16, "HIDDEN": 32, "TILE": 8}, ("warp_unit", "warp_scale", "step_length", "optical_step", "stop"))
 for fill in (False, True):
     compile(m._march, {"FILL": fill, "BLOCK": 128})
 compile(m._composite, {"BLOCK": 128}, ("step",))

@@ -45,16 +45,32 @@ from render.video import read_frames  # noqa: E402
 
 FOLLOWED = {"jawOpen": ("jawOpen",), "blinks": ("eyeBlinkLeft", "eyeBlinkRight"), "smile": ("mouthSmileLeft", "mouthSmileRight"), "pucker": ("mouthPucker",)}
 WITHHELD = lm.INNER_LIP[1::2]
+FOCAL = ((0, 1.4), (5, 1.4), (3, 1.8), (8, 4.5))  # identities, and focal lengths in picture widths
+default = FitConfig()  # as the command line says
 FACING = 15  # degrees of yaw: the reference calls the mouths of heads that turn farther shut
 
 
-def fit(clip: Footage, config: FitConfig = FitConfig(), withheld: tuple[int, ...] = (),
+def fit(clip: Footage, config: FitConfig | None = None, withheld: tuple[int, ...] = (),
         exact: bool = False) -> tuple[Track, dict[str, Any]]:
     """Fit one sequence; exact: its landmarks do not come from a detector and leave the pixels nothing to add."""
     report: dict[str, Any] = {}
     model = load_model().without_response() if exact else load_model()
     pictures, mattes = (None, None) if exact else (clip.pictures, clip.mattes)
-    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config, report, withheld, pictures, mattes), report
+    return solve(clip.points, clip.valid, clip.starts, 25, clip.width, clip.height, model, config or default, report, withheld, pictures, mattes), report
+
+
+def other_lenses(cache: Path) -> list[Row]:
+    """Phantoms seen from nearer and farther than the prior expects, without being told."""
+    turned, focal, curves = [], [], []
+    for number, widths in FOCAL:
+        clip = wide_phantom(cache, number, widths)
+        found, report = fit(clip)
+        turned.append(np.degrees(angle_between(found.rotation, clip.truth.rotation))[clip.valid])
+        focal.append(f"{report['focal_px'] / clip.width:.2f} for {widths}")
+        curves.append([t.column("jawOpen")[clip.valid] for t in (found, clip.truth)])
+    angle = np.concatenate(turned)
+    return [Row("other focal lengths: rotation error, median (deg)", "", np.median(angle), None, f"95th percentile {np.percentile(angle, 95):.2f}; focal lengths in widths " + ", ".join(focal)),
+            Row("other focal lengths: correlation of jawOpen", "", correlation(*map(np.concatenate, zip(*curves))), None)]
 
 
 def laid_over(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -81,7 +97,7 @@ def accuracy(cache: Path, identities: int, exact_landmarks: bool = False) -> lis
     model = load_model()
     face = model.regions["face"]
     neutral = lambda shape: model.vertices(shape, np.zeros(len(model.expression_names)))[face].astype(np.float64)  # noqa: E731
-    turned, given, focal, lateral, depth, wobble, identity, average, curves, angles, found_all, missing = ([] for _ in range(12))
+    turned, given, focal, lateral, depth, wobble, identity, average, curves, angles, found_all, missing, gaze = ([] for _ in range(13))
     for number in range(identities):
         clip = wide_phantom(cache, number)
         clip = with_exact_landmarks(clip) if exact_landmarks else clip
@@ -91,13 +107,14 @@ def accuracy(cache: Path, identities: int, exact_landmarks: bool = False) -> lis
         found, report = fit(clip, exact=exact_landmarks)
         turned.append(np.degrees(angle_between(found.rotation, truth.rotation))[use])
         focal.append(report["focal_px"] / truth.camera.K[0, 0] - 1)
+        gaze.append(np.degrees(np.linalg.norm(found.gaze - truth.gaze, axis=-1).mean(1))[use])
         exact, mean = neutral(truth.shape), neutral(np.zeros(1))
         error = lambda vertices: np.linalg.norm(laid_over(vertices, exact)[1] - exact, axis=1).mean()  # noqa: B023, E731
         identity.append(error(neutral(found.shape)))
         average.append(error(mean))
         curves.append({name: tuple(np.mean([t.column(n)[use] for n in names], 0) for t in (found, truth)) for name, names in FOLLOWED.items()})
         found_all.append([(t.expression[use] >= 0.99) for t in (found, truth)])
-        told, _ = fit(clip, FitConfig(focal=float(truth.camera.K[0, 0])), exact=exact_landmarks)
+        told, _ = fit(clip, replace(default, focal=float(truth.camera.K[0, 0])), exact=exact_landmarks)
         given.append(np.degrees(angle_between(told.rotation, truth.rotation))[use])
         scale, _ = laid_over(neutral(told.shape), exact)
         place = lambda track: neutral(track.shape).mean(0) @ axis_angle_to_matrix(track.rotation).swapaxes(1, 2) + track.translation  # noqa: E731
@@ -123,6 +140,7 @@ def accuracy(cache: Path, identities: int, exact_landmarks: bool = False) -> lis
         single = [correlation(*c[name]) for c in curves]
         pooled = correlation(*(np.concatenate([c[name][i] for c in curves]) for i in (0, 1)))
         rows.append(least(f"correlation of {name}", 0.95, pooled, f"by identity median {np.nanmedian(single):.3f}, worst {np.nanmin(single):.3f}"))
+    rows.append(Row("gaze error, median (deg)", "", np.median(np.concatenate(gaze)), None, f"95th percentile {np.percentile(np.concatenate(gaze), 95):.1f}"))
     rows += [
         most("frames at the upper bound beyond the truth's, worst coefficient (%)", 2, excess[worst], f"{model.expression_names[worst]}; then "
              + ", ".join(f"{model.expression_names[i]} {excess[i]:.1f}" for i in np.argsort(-excess)[1:4])),
@@ -143,7 +161,7 @@ def jitter(cache: Path, identities: int) -> list[Row]:
     for number in range(identities):
         clip = still_phantom(cache, number)
         single = FitConfig(pose_smoothing=0, expression_smoothing=0, corrector=False, photometric=False)
-        for config, rms, step, amplitude in ((FitConfig(), shake, steps, kept), (single, raw, raw_steps, unsmoothed)):
+        for config, rms, step, amplitude in ((default, shake, steps, kept), (single, raw, raw_steps, unsmoothed)):
             track, _ = fit(clip, config)
             still = track.rotation[:STILL]
             U, _, Vt = np.linalg.svd(axis_angle_to_matrix(still).mean(0))
@@ -200,7 +218,7 @@ def speed(cache: Path, data: Path | None) -> list[Row]:
     else:
         parts = [wide_phantom(cache, n) for n in range(3)]
         clip = Footage("phantoms", np.concatenate([p.points for p in parts] * 4), np.concatenate([p.valid for p in parts] * 4), parts[0].width, parts[0].height)
-    found = [fit(clip, FitConfig(photometric=False))[1] for _ in range(2)]
+    found = [fit(clip, replace(default, photometric=False))[1] for _ in range(2)]
     seconds = min(f["seconds"] for f in found)
     rows = [least("solve (frames/s)", 250, len(clip.valid) / seconds, f"{len(clip.valid)} frames in {seconds:.2f} s, best of 2")]
     if clip.pictures:
@@ -264,20 +282,26 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("bm_fit"), help="folder for rendered clips and landmarks")
-    parser.add_argument("--parts", nargs="+", default=["accuracy", "jitter", "real", "speed", "live", "adam"], choices=["accuracy", "exact", "jitter", "real", "speed", "live", "adam"],
+    parser.add_argument("--parts", nargs="+", default=["accuracy", "focal", "jitter", "real", "speed", "live", "adam"], choices=["accuracy", "exact", "focal", "jitter", "real", "speed", "live", "adam"],
                         help="exact: accuracy with the truth's landmarks in place of the detector's")
     parser.add_argument("--identities", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="three identities")
     parser.add_argument("--adam-seconds", type=float, default=60.0, help="budget of the baseline")
+    parser.add_argument("--no-corrector", action="store_true", help="the detector's landmarks as they are")
+    parser.add_argument("--no-photometric", action="store_true", help="landmarks alone")
+    parser.add_argument("--json", type=Path, help="write the rows here, too")
     args = parser.parse_args()
+    global default
+    default = FitConfig(corrector=not args.no_corrector, photometric=not args.no_photometric)
     identities = 3 if args.quick else args.identities
     data = footage()
     work: dict[str, Callable[[], list[Row]]] = {
-        "accuracy": lambda: accuracy(args.cache, identities), "exact": lambda: accuracy(args.cache, identities, True), "jitter": lambda: jitter(args.cache, min(3, identities)), "real": lambda: real(args.cache, data),
+        "accuracy": lambda: accuracy(args.cache, identities), "exact": lambda: accuracy(args.cache, identities, True), "focal": lambda: other_lenses(args.cache), "jitter": lambda: jitter(args.cache, min(3, identities)), "real": lambda: real(args.cache, data),
         "speed": lambda: speed(args.cache, data), "live": lambda: live(data), "adam": lambda: adam(args.cache, args.adam_seconds)}
     rows = [row for part in args.parts for row in work[part]()]
     table(rows)
-    print(json.dumps([vars(row) for row in rows]))
+    if args.json:
+        args.json.write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

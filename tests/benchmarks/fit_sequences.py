@@ -19,6 +19,7 @@ from recon.matte import Matter
 from recon.model import load_model
 from recon.track import Track
 from render.progress import progress
+from render.camera import Camera  # noqa: E402
 from render.rotations import from_head_angles
 from render.video import VideoWriter, crop_square, probe, read_frames
 from thnerf.phantom import motion, scene
@@ -57,8 +58,8 @@ class Footage:
     mattes: Callable[[], Iterable[np.ndarray]] | None = None
 
 
-def wide_phantom(folder: Path, identity: int) -> Footage:
-    """A talking phantom that looks around, with blinks, a smile and a pucker."""
+def wide_phantom(folder: Path, identity: int, widths: float = 0.0) -> Footage:
+    """A talking phantom that looks around, with blinks, a smile and a pucker. widths: focal length in picture widths, with the head as large in the picture; 0 is the phantoms' own, 2.5."""
 
     def make() -> Track:
         model = load_model()
@@ -71,9 +72,13 @@ def wide_phantom(folder: Path, identity: int) -> Footage:
             for name in names:
                 column = model.index(name)
                 expression[:, column] = np.maximum(expression[:, column], rng.uniform(0.55, 0.8) * bump)
-        return track.replace(expression=expression)
+        track = track.replace(expression=expression)
+        if widths:
+            nearer = [1, 1, widths * SIZE / track.camera.K[0, 0]]
+            track = track.replace(camera=Camera.simple(widths * SIZE, SIZE, SIZE, T), translation=track.translation * nearer)
+        return track
 
-    return _phantom(folder, f"wide_{identity}", identity, make)
+    return _phantom(folder, f"wide_{identity}" + (f"_f{widths}" if widths else ""), identity, make)
 
 
 def still_phantom(folder: Path, identity: int) -> Footage:
