@@ -19,7 +19,6 @@ from recon.model import MorphableModel
 from recon.problem import ROBUST, WEAK, expression_prior, jaw_pair
 from recon.quadratic import apply_step, bounded_minimum, picture_gradient, project, robust_weights
 from recon.shading import LUMA, STRENGTH, Shading, brightness_rows, light_of
-from render.light import sh_basis
 from render.raster import vertex_normals
 from render.rotations import matrix_to_axis_angle
 
@@ -215,7 +214,7 @@ class Refiner:
     def texture(self, views: list[View], poses: Poses, sights: np.ndarray) -> tuple[Texture, float]:
         """Robust mean of what views show, points that look different from frame to frame with less weight; and the mean absolute difference of contrast to it."""
         seen = np.stack([self.values(view, poses.e[k], poses.R[k], poses.t[k])[..., 0] for k, view in enumerate(views)])
-        basis = np.stack([sh_basis(self.shading.turned(e, R)) for e, R in zip(poses.e, poses.R)])
+        basis = np.stack([self.shading.basis(e, R) for e, R in zip(poses.e, poses.R)])
         w, albedo = sights, np.zeros(len(self.rest), np.float32)
         for _ in range(4):
             value = seen.copy()
@@ -256,8 +255,8 @@ class Refiner:
             e, R, t = poses.e[k], poses.R[k], poses.t[k]
             points[:N], points[N:], M[N:], v[N:] = self.points(e), heads[k], M_landmarks[k], v_landmarks[k]
             out, sight = self.values(view, e, R, t), sights[k] * texture.weight
-            basis = sh_basis(self.shading.turned(e, R))
-            light = light_of(basis, texture.value[:, LUMA] - out[:, LUMA, 0], sight)
+            basis = self.shading.basis(e, R)
+            light = light_of(basis[None], (texture.value[:, LUMA] - out[:, LUMA, 0])[None], sight[None])[0]
             out[:, LUMA, 0] += basis @ light
             _normal(out, texture.value, texture.sigma, sight, points[:N], R, t, self.identity.focal * view.scale, M, v, kept, slopes)
             pull = np.zeros(columns, np.float32)

@@ -13,12 +13,13 @@ import numpy as np
 from numba import njit
 
 from recon.model import MorphableModel
-from render.light import sh_basis, sh_slopes
+from render.light import sh_basis, sh_gradient
 from render.raster import vertex_normals
 
 LUMA = 2  # the channel of `contrast_and_luma` that light has a part in
 STRENGTH = 0.5  # of brightness beside contrast; more of it takes jaws of footage away from their landmarks
 RIDGE = 1e-3  # on all harmonics but the constant one, per weight: a face shows half of all normals
+ROUNDS = 3  # of the robust regression
 KERNEL = 5.0  # of the robust weights, in squared deviations
 STEP = 0.25  # of an expression, by which normals are turned to see how fast they turn
 
@@ -41,23 +42,62 @@ class Shading:
         return cls(rest, np.stack([(normals(neutral + STEP * moved) - rest) / STEP for moved in model.expression_basis], -1), weight)
 
     def turned(self, e: np.ndarray, R: np.ndarray) -> np.ndarray:
-        """Unit normals (N,3) in camera space under expressions (E,) and a rotation (3,3)."""
-        normals = self.normals + self.bend @ e.astype(np.float32)
-        return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6) @ R.T
+        """Unit normals (N,3) float32 in camera space under expressions (E,) and a rotation (3,3)."""
+        normals = self.normals + (self.bend.reshape(-1, self.bend.shape[2]) @ e.astype(np.float32)).reshape(-1, 3)
+        return normals / np.maximum(np.sqrt((normals**2).sum(-1, keepdims=True)), 1e-6) @ R.T.astype(np.float32)
+
+    def basis(self, e: np.ndarray, R: np.ndarray) -> np.ndarray:
+        """The harmonics (N,9) float32 of these normals."""
+        return sh_basis(self.turned(e, R)).astype(np.float32)
 
 
 def light_of(basis: np.ndarray, missing: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The light (…,9) that adds up to what is missing (…,N), over the harmonics at points (…,N,9) with weights (…,N): robust ridge regression."""
-    ridge = RIDGE * np.diag([0.0] + [1.0] * 8) + 1e-9 * np.eye(9)
-    kept, seen = weight, weight >= 0.3 * weight.max(-1, keepdims=True)
-    for _ in range(3):
-        weighted = np.swapaxes(basis * kept[..., None], -1, -2)
-        H = weighted @ basis + ridge * kept.sum(-1)[..., None, None] + 1e-9 * np.eye(9)
-        light = np.linalg.solve(H, weighted @ missing[..., None])[..., 0]
-        left = np.abs(missing - (basis @ light[..., None])[..., 0])
-        deviation = 1.4826 * np.nanmedian(np.where(seen, left, np.nan), axis=-1, keepdims=True) + 1e-3
-        kept = weight / (1 + (left / deviation) ** 2 / KERNEL) ** 2
-    return light
+    """The lights (K,9) that add up to what is missing (K,N), over harmonics (K,N,9) with weights (K,N): robust ridge regression."""
+    out = np.empty((len(basis), 9))
+    _lights(basis, missing.astype(np.float32), weight.astype(np.float32), out)
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _lights(basis, missing, weight, out):
+    N = basis.shape[1]
+    rows, weighted = np.empty((9, N), np.float32), np.empty((9, N), np.float32)
+    left, kept = np.empty(N, np.float32), np.empty(N, np.float32)
+    H, g = np.empty((9, 9)), np.empty(9)
+    for k in range(len(basis)):
+        for i in range(N):
+            kept[i] = weight[k, i]
+            for a in range(9):
+                rows[a, i] = basis[k, i, a]
+        least = 0.3 * weight[k].max()
+        for _ in range(ROUNDS):
+            ridge = RIDGE * kept.sum()
+            for a in range(9):
+                total = np.float32(0)
+                for i in range(N):
+                    weighted[a, i] = kept[i] * rows[a, i]
+                    total += weighted[a, i] * missing[k, i]
+                g[a] = total
+                for b in range(a + 1):
+                    total = np.float32(0)
+                    for i in range(N):
+                        total += weighted[a, i] * rows[b, i]
+                    H[a, b] = H[b, a] = total
+                H[a, a] += 1e-9 + (ridge if a else 0.0)
+            light = np.linalg.solve(H, g)
+            left[:] = missing[k]
+            for a in range(9):
+                for i in range(N):
+                    left[i] -= np.float32(light[a]) * rows[a, i]
+            count = 0
+            for i in range(N):
+                if weight[k, i] >= least:
+                    kept[count] = abs(left[i])
+                    count += 1
+            deviation = np.float32(1.4826 * np.median(kept[:count]) + 1e-3)
+            for i in range(N):
+                kept[i] = weight[k, i] / (1 + (left[i] / deviation) ** 2 / np.float32(KERNEL)) ** 2
+        out[k] = light
 
 
 @njit(cache=True, nogil=True)
@@ -81,7 +121,7 @@ def brightness_rows(shading: Shading, e: np.ndarray, R: np.ndarray, light: np.nd
     rows of its own for the normals: harmonics turn among themselves, so light that is fitted anew undoes it.
     """
     normals = shading.turned(e, R)
-    turn = np.einsum("k,nka->na", light, sh_slopes(normals)) / sigma
+    turn = sh_gradient(light, normals) / sigma
     turn = (turn - (turn * normals).sum(-1, keepdims=True) * normals) @ R
     J = np.empty((len(slopes), G.shape[1]), np.float32)
     _rows(slopes.astype(np.float32), turn.astype(np.float32), shading.bend, G, J)

@@ -24,13 +24,12 @@ def sh_basis(normals: np.ndarray) -> np.ndarray:
                      0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y)], -1)
 
 
-def sh_slopes(normals: np.ndarray) -> np.ndarray:
-    """Derivatives of `sh_basis` by the normals' components: (…,3) → (…,9,3)."""
-    x, y, z = np.moveaxis(np.asarray(normals, np.float64), -1, 0)
-    o, i = np.zeros_like(x), np.ones_like(x)
-    rows = ((0, (o, o, o)), (0.488603, (o, i, o)), (0.488603, (o, o, i)), (0.488603, (i, o, o)), (1.092548, (y, x, o)), (1.092548, (o, z, y)),
-            (0.315392, (o, o, 6 * z)), (1.092548, (z, o, x)), (0.546274, (2 * x, -2 * y, o)))
-    return np.stack([factor * np.stack(row, -1) for factor, row in rows], -2)
+def sh_gradient(light: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Derivative (…,3) of `sh_basis(normals) @ light` by the components of normals (…,3), light (9,): it is linear in them."""
+    _, y, z, x, xy, yz, zz, xz, xx = np.asarray(light, np.float64)
+    first = 0.488603 * np.array([x, y, z])
+    second = np.array([[2 * 0.546274 * xx, 1.092548 * xy, 1.092548 * xz], [1.092548 * xy, -2 * 0.546274 * xx, 1.092548 * yz], [1.092548 * xz, 1.092548 * yz, 6 * 0.315392 * zz]])
+    return normals @ second.astype(normals.dtype) + first.astype(normals.dtype)
 
 
 def linear(coded: np.ndarray) -> np.ndarray:
