@@ -24,7 +24,7 @@ from thnerf.avatar import Avatar
 from thnerf.dataset import head_rays, pixel_directions
 from thnerf.mesh import solid, typical
 
-ORBIT_DEG, ORBIT_SECONDS = 25.0, 6.0
+ORBIT_DEG, ORBIT_SECONDS = 15.0, 6.0
 WIDEST_DEG = 60.0
 RANGE_MM = 150.0
 """Depth pictures run from white, this much nearer than the head's origin, to black, this much farther."""
@@ -37,7 +37,7 @@ NOTHING_MM = 1e10
 def place_camera(track: Track, text: str | Path) -> Track:
     """The track seen as `--camera` says: 'orbit', 'orbit:DEGREES' or the path of a .npz or .json.
 
-    orbit: the camera swings on a circle around the head, from the middle to DEGREES (25, at most 60) on one side, to the other and back, in 6 s.
+    orbit: the camera swings on a circle around the head, from the middle to DEGREES (15, at most 60) on one side, to the other and back, in 6 s.
     A file holds `world_to_camera`: (T,4,4) or, for a camera that stands still, (1,4,4) rigid matrices in mm that map the footage's camera
     (x right, y down, z forward) to the new one; T is at least the number of frames. Raises InputError for anything else.
     """

@@ -80,7 +80,7 @@ def render(
             it nothing is known: the footage's background goes on blurred, the shoulders fall away at a slope.
         full_frame: Put the picture back into the footage, at its size and frame rate, with a soft edge. The head moves as in the footage
             (with another pose the shoulders would break at the edge), which plays forward and back while the speech is longer.
-        camera: orbit, orbit:DEGREES (swings to both sides in 6 s; 25, at most 60: what the footage never showed frays), or a .npz or .json with
+        camera: orbit, orbit:DEGREES (swings to both sides in 6 s; 15, at most 60: what the footage never showed frays, and the neck parts from the jaw), or a .npz or .json with
             world_to_camera (T,4,4), mm, from the footage's camera. The shoulders are flat and turn as a plane; the background stays.
         depth: Write the head's depth, too: %05d.exr in mm (Z, A), or a video or PNG pictures, white near and black far.
         normals: Write the head's normals, too: x right, y up, z to the viewer; %05d.exr as they are, else (n + 1) / 2.
