@@ -10,6 +10,7 @@ import numpy as np
 
 from recon import landmarks as lm
 from recon.model import MorphableModel
+from recon.quadratic import project
 from recon.track import Track
 from render.rotations import axis_angle_to_matrix
 
@@ -62,10 +63,7 @@ def landmark_shift(before: Track, after: Track, model: MorphableModel, count: in
     if scheme not in model.landmarks or not len(changed):
         return moved
     neutral, basis = model.points(model.vertices(before.shape, np.zeros(len(model.expression_basis))), scheme), model.points(model.expression_basis, scheme)
-    R, t = axis_angle_to_matrix(before.rotation[changed]), before.translation[changed, None]
-    seen = []
-    for track in (after, before):
-        camera = (neutral + np.tensordot(track.expression[changed], basis, 1)) @ np.swapaxes(R, 1, 2) + t
-        seen.append(camera[..., :2] / camera[..., 2:] * before.camera.K[[0, 1], [0, 1]])
-    moved[changed] = seen[0] - seen[1]
+    R, t, focal = axis_angle_to_matrix(before.rotation[changed]), before.translation[changed], before.camera.K[0, 0]
+    there, here = (project(neutral + np.tensordot(track.expression[changed], basis, 1), R, t, focal)[1] for track in (after, before))
+    moved[changed] = there - here
     return moved

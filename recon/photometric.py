@@ -18,7 +18,7 @@ from recon.contrast import contrast_and_luma, look, visible
 from recon.model import MorphableModel
 from recon.problem import ROBUST, WEAK, expression_prior, jaw_pair
 from recon.quadratic import apply_step, bounded_minimum, picture_gradient, project, robust_weights
-from recon.shading import LUMA, STRENGTH, Shading, brightness_rows, light_of
+from recon.shading import LUMA, STRENGTH, Shading, brightness_rows, harmonics, light_of
 from render.raster import vertex_normals
 from render.rotations import matrix_to_axis_angle
 
@@ -205,16 +205,16 @@ class Refiner:
         visible(mesh, mesh_px, self.faces, camera, px, CELL, out)
         return np.clip((-(normals * camera).sum(-1) / length - FACING) / (FULLY - FACING), 0, 1).astype(np.float32) * out
 
-    def values(self, view: View, e: np.ndarray, R: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """What a view shows at the points, (N,C,3)."""
+    def values(self, view: View, points: np.ndarray, R: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """What a view shows at points (N,3) mm, (N,C,3)."""
         out = np.empty((len(self.rest), view.feature.shape[2], 3), np.float32)
-        look(view.feature, self._place(view, self.points(e), R, t)[1], out)
+        look(view.feature, self._place(view, points, R, t)[1], out)
         return out
 
     def texture(self, views: list[View], poses: Poses, sights: np.ndarray) -> tuple[Texture, float]:
         """Robust mean of what views show, points that look different from frame to frame with less weight; and the mean absolute difference of contrast to it."""
-        seen = np.stack([self.values(view, poses.e[k], poses.R[k], poses.t[k])[..., 0] for k, view in enumerate(views)])
-        basis = np.stack([self.shading.basis(e, R) for e, R in zip(poses.e, poses.R)])
+        seen = np.stack([self.values(view, self.points(poses.e[k]), poses.R[k], poses.t[k])[..., 0] for k, view in enumerate(views)])
+        basis = np.stack([harmonics(self.shading.turned(e, R)) for e, R in zip(poses.e, poses.R)])
         w, albedo = sights, np.zeros(len(self.rest), np.float32)
         for _ in range(4):
             value = seen.copy()
@@ -254,15 +254,15 @@ class Refiner:
         for k, view in enumerate(views):
             e, R, t = poses.e[k], poses.R[k], poses.t[k]
             points[:N], points[N:], M[N:], v[N:] = self.points(e), heads[k], M_landmarks[k], v_landmarks[k]
-            out, sight = self.values(view, e, R, t), sights[k] * texture.weight
-            basis = self.shading.basis(e, R)
+            out, sight, normals = self.values(view, points[:N], R, t), sights[k] * texture.weight, self.shading.turned(e, R)
+            basis = harmonics(normals)
             light = light_of(basis[None], (texture.value[:, LUMA] - out[:, LUMA, 0])[None], sight[None])[0]
             out[:, LUMA, 0] += basis @ light
             _normal(out, texture.value, texture.sigma, sight, points[:N], R, t, self.identity.focal * view.scale, M, v, kept, slopes)
             pull = np.zeros(columns, np.float32)
             _weighted(M, v, points, self.basis, G, U, pull)
             weight = kept * self.shading.weight
-            J = brightness_rows(self.shading, e, R, light, slopes, texture.sigma[LUMA], weight, G)
+            J = brightness_rows(self.shading, normals, basis, R, light, slopes, texture.sigma[LUMA], weight, G)
             missing = weight * (texture.value[:, LUMA] - out[:, LUMA, 0]) / texture.sigma[LUMA]
             H[k], g[k] = G.T @ U + J.T @ (weight[:, None] * J), pull + J.T @ missing
         return H, g

@@ -46,10 +46,6 @@ class Shading:
         normals = self.normals + (self.bend.reshape(-1, self.bend.shape[2]) @ e.astype(np.float32)).reshape(-1, 3)
         return normals / np.maximum(np.sqrt((normals**2).sum(-1, keepdims=True)), 1e-6) @ R.T.astype(np.float32)
 
-    def basis(self, e: np.ndarray, R: np.ndarray) -> np.ndarray:
-        """The harmonics (N,9) float32 of these normals."""
-        return sh_basis(self.turned(e, R)).astype(np.float32)
-
 
 def light_of(basis: np.ndarray, missing: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The lights (K,9) that add up to what is missing (K,N), over harmonics (K,N,9) with weights (K,N): robust ridge regression."""
@@ -114,17 +110,21 @@ def _rows(slopes, turn, bend, G, J):
             J[i, k] = total
 
 
-def brightness_rows(shading: Shading, e: np.ndarray, R: np.ndarray, light: np.ndarray, slopes: np.ndarray, sigma: float, weight: np.ndarray, G: np.ndarray) -> np.ndarray:
+def harmonics(normals: np.ndarray) -> np.ndarray:
+    """Those that light is made of, (N,9) float32, at normals (N,3)."""
+    return sh_basis(normals).astype(np.float32)
+
+
+def brightness_rows(shading: Shading, normals: np.ndarray, basis: np.ndarray, R: np.ndarray, light: np.ndarray, slopes: np.ndarray, sigma: float, weight: np.ndarray, G: np.ndarray) -> np.ndarray:
     """How the brightness without light, over its deviation sigma, changes with pose and expressions, (N,6+E), when the light is fitted anew (variable projection; Golub & Pereyra 1973).
 
-    light (9,), slopes (N,3) of the picture's brightness by the points, in the model frame and over sigma; weight (N,); G (3N,6+E): how the points move. The turn of the whole head needs no
+    normals (N,3) in camera space with their harmonics basis (N,9), light (9,), slopes (N,3) of the picture's brightness by the points, in the model frame and over sigma; weight (N,); G (3N,6+E): how the points move. The turn of the whole head needs no
     rows of its own for the normals: harmonics turn among themselves, so light that is fitted anew undoes it.
     """
-    normals = shading.turned(e, R)
     turn = sh_gradient(light, normals) / sigma
     turn = (turn - (turn * normals).sum(-1, keepdims=True) * normals) @ R
     J = np.empty((len(slopes), G.shape[1]), np.float32)
     _rows(slopes.astype(np.float32), turn.astype(np.float32), shading.bend, G, J)
-    basis = (sh_basis(normals) / sigma).astype(np.float32)
+    basis = basis / np.float32(sigma)
     weighted = (basis * weight[:, None]).T
     return J - basis @ np.linalg.solve(weighted @ basis + RIDGE * np.eye(9, dtype=np.float32), weighted @ J)

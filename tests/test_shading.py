@@ -6,7 +6,7 @@ import pytest
 from recon.contrast import contrast, contrast_and_luma
 from recon.model import load_model
 from recon.photometric import sample_surface
-from recon.shading import Shading, brightness_rows, light_of
+from recon.shading import Shading, brightness_rows, harmonics, light_of
 from render.light import sh_basis
 from render.rotations import axis_angle_to_matrix
 
@@ -50,7 +50,8 @@ def test_rows_equal_finite_differences_when_the_light_is_fitted_anew(face):
     e = np.full(len(model.expression_basis), 0.05)
     N, columns = len(shading.normals), 6 + len(e)
     weight, G = np.ones(N, np.float32), np.zeros((3 * N, columns), np.float32)
-    J = brightness_rows(shading, e, R, LIGHT, np.zeros((N, 3), np.float32), sigma, weight, G)
+    normals = shading.turned(e, R)
+    J = brightness_rows(shading, normals, harmonics(normals), R, LIGHT, np.zeros((N, 3), np.float32), sigma, weight, G)
     assert np.allclose(J[:, :6], 0, atol=1e-4)
     albedo = np.random.default_rng(1).normal(0, 0.2, N)
     picture = albedo - sh_basis(shading.turned(e, R)) @ LIGHT
