@@ -33,7 +33,23 @@ _EYES = np.array([[31.0, 27.0, 35.0], [-31.0, 27.0, 35.0]])  # mm, [left, right]
 
 
 @dataclass(frozen=True)
-class Direction:
+class Wishes:
+    """What may be wished of any performance, also of one that nobody knows yet."""
+
+    emotion: str = "neutral"
+    """neutral, happy, sad, angry or surprised, as NAME or NAME:STRENGTH (1 is usual, at most 2), or a CSV of start,end,emotion,strength (s)."""
+    mouth_amplitude: float = 1.0
+    """How far the mouth moves, against the subject's own: 0 keeps it closed, 0.7 mumbles, 1.3 speaks up."""
+    expression_offset: tuple[str, ...] = ()
+    """Add to an expression all along, NAME=VALUE; a name without Left or Right means both sides. May be given several times."""
+    liveliness: float = 1.0
+    """How much predicted head motion, brows and gaze move, against the subject's own; 0 keeps them still."""
+    seed: int = 0
+    """Seed of the predicted head motion, blinks and gaze; the lips do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Direction(Wishes):
     """How the performance is to be given."""
 
     text: Optional[str] = None
@@ -49,16 +65,6 @@ class Direction:
     gaze: str = "auto"
     """Gaze: auto, camera (eye contact whatever the head does), source, YAW,PITCH in degrees against the head (+ to the subject's left, + up; write
     --gaze=-10,0 when it begins with a minus), or a Track .npz."""
-    emotion: str = "neutral"
-    """neutral, happy, sad, angry or surprised, as NAME or NAME:STRENGTH (1 is usual, at most 2), or a CSV of start,end,emotion,strength (s)."""
-    mouth_amplitude: float = 1.0
-    """How far the mouth moves, against the subject's own: 0 keeps it closed, 0.7 mumbles, 1.3 speaks up."""
-    expression_offset: tuple[str, ...] = ()
-    """Add to an expression all along, NAME=VALUE; a name without Left or Right means both sides. May be given several times."""
-    liveliness: float = 1.0
-    """How much predicted head motion, brows and gaze move, against the subject's own; 0 keeps them still."""
-    seed: int = 0
-    """Seed of the predicted head motion, blinks and gaze; the lips do not depend on it."""
 
     def __post_init__(self) -> None:
         """Raises InputError for numbers that cannot be, and for wishes that exclude each other."""

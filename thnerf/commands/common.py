@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from thnerf.direction import Direction
+from thnerf.direction import Direction, Wishes
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -31,7 +31,7 @@ class RunChoice(Common):
 
 
 @dataclass(frozen=True)
-class LiveDirection:
+class LiveDirection(Wishes):
     """How a performance is to be given that nobody knows yet: what of `Direction` works while the sound comes in."""
 
     pose: str = "audio"
@@ -41,16 +41,6 @@ class LiveDirection:
     gaze: str = "auto"
     """Gaze: auto, camera (eye contact whatever the head does), or YAW,PITCH in degrees against the head (+ to the subject's left, + up; write
     --gaze=-10,0 when it begins with a minus)."""
-    emotion: str = "neutral"
-    """neutral, happy, sad, angry or surprised, as NAME or NAME:STRENGTH (1 is usual, at most 2), or a CSV of start,end,emotion,strength (s)."""
-    mouth_amplitude: float = 1.0
-    """How far the mouth moves, against the subject's own: 0 keeps it closed, 0.7 mumbles, 1.3 speaks up."""
-    expression_offset: tuple[str, ...] = ()
-    """Add to an expression all along, NAME=VALUE; a name without Left or Right means both sides. May be given several times."""
-    liveliness: float = 1.0
-    """How much predicted head motion, brows and gaze move, against the subject's own; 0 keeps them still."""
-    seed: int = 0
-    """Seed of the predicted head motion, blinks and gaze; the lips do not depend on it."""
 
     def whole(self) -> Direction:
         """The same wishes as every other command has them. Raises InputError as `Direction` does."""
