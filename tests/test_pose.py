@@ -79,6 +79,23 @@ def test_whoever_sat_down_anew_does_not_hurry_there(monkeypatch):
     assert excess[1] < 0.85 * excess[0]
 
 
+def test_head_does_not_swing_slowly_from_clip_to_clip(monkeypatch):
+    track = footage(3000, clips=40)
+    apart = np.repeat(15 * np.random.default_rng(5).normal(size=(40, 1)), 75, 0)  # the person sits elsewhere in every clip, shoulders and all
+    fitted = model(track.replace(translation=track.translation + apart, torso=track.torso + 0.003 * apart))
+
+    def repeats(seed: int) -> float:
+        """Largest autocorrelation of the head's place beyond 5 s, over five minutes."""
+        x = fitted.sample(np.ones(7500), seed)[:, 3:6]
+        power = np.fft.irfft(np.abs(np.fft.rfft(x - x.mean(0), 2 * len(x), axis=0)) ** 2, axis=0)[: len(x)] / np.arange(len(x), 0, -1)[:, None]
+        return (power[125:3750].max(0) / power[0]).max()
+
+    restless = np.mean([repeats(seed) for seed in range(4)])
+    monkeypatch.setattr(pose, "RESTLESS", 0.0)
+    assert restless < 0.5
+    assert restless < 0.9 * np.mean([repeats(seed) for seed in range(4)])
+
+
 def test_shoulders_move_with_the_head_that_moved_them():
     fitted = model(footage())
     out = fitted.sample(np.ones(2000), seed=1)

@@ -1,8 +1,8 @@
 """What speech does not determine: head pose, shoulders, gaze, brows and blinks, sampled from the subject's own motion.
 
 Motion is resequenced, not synthesised: stretches of the training footage are played and joined where pose, velocity and
-speech activity match (motion graphs: Kovar, Gleicher & Pighin 2002; video textures: Schödl et al. 2000), cross-faded over
-`OVERLAP` seconds; what two poses differ by fades over the whole stretch, lest the head hurry from one to the other. So every
+speech activity match and that lead away from where the head has been lately (motion graphs: Kovar, Gleicher & Pighin 2002; video textures:
+Schödl et al. 2000), cross-faded over `OVERLAP` seconds; what two poses differ by fades over the whole stretch, lest the head hurry from one to the other. So every
 frame lies within the training range, speeds are the subject's, shoulders and gaze move with the head that moved them, and
 nothing drifts or loops. Blinks are cut out of the stretches and put back as a renewal process.
 """
@@ -21,8 +21,11 @@ OVERLAP = 0.8
 """Cross-fade between stretches, s."""
 STRETCH = (1.0, 5.0)
 """Shortest and longest stretch before a join, s."""
-SEATED = 0.5
+SEATED = 0.45
 """Share of what the mean poses of two clips differ by that is left out: whoever sat down anew between them does not move like that while they speak."""
+LATELY, RESTLESS = 4.0, 2.0
+"""Time constant (s) of where the head has been lately, and how strongly what leads away from there is preferred. Without it head and shoulders
+would go on from clip to clip of like poses, for tens of seconds: a slow swing that the footage, whose clips are shorter, does not have."""
 _BLINK_BEFORE, _BLINK_AFTER = 0.20, 0.36
 _DEFAULT_BLINK = np.array([0.0, 0.25, 0.8, 1.0, 0.75, 0.45, 0.2, 0.05, 0.0])  # closes faster than it opens
 
@@ -135,12 +138,16 @@ class PoseModel:
             return np.repeat(np.median(self.states, 0)[None], T, 0)
         spread = np.maximum(self.states.std(0), 1e-6)
         importance = np.r_[np.ones(6), np.full(4, 0.3), np.full(self.layout.torso, 0.7), np.full(len(self.layout.names), 0.25)]
-        scaled = (self.states / spread * np.sqrt(importance / importance.sum())).astype(np.float32)
+        unit = np.sqrt(importance / importance.sum()) / spread
+        scaled = (self.states * unit).astype(np.float32)
         weight = (0.5 - 0.5 * np.cos(np.pi * (np.arange(overlap) + 0.5) / overlap))[:, None]
         middle = np.median(scaled, 0)
         slow = self.layout.slow
         out = np.empty((T, self.states.shape[1]))
         used = np.zeros(len(self.states))
+        total = np.cumsum(np.pad(scaled[:, slow] - middle[slow], ((1, 0), (0, 0))), 0, dtype=np.float64)
+        leads_to = (total[starts + need] - total[starts]) / need  # on average, from the middle
+        lately = np.zeros(len(slow))
         ahead = np.pad(activity, (0, need), mode="edge")
         cost = ((scaled[starts] - middle) ** 2).sum(1)
         source, at, tail = self._choose(rng, starts, cost, ahead[:need], used), 0, None
@@ -153,6 +160,8 @@ class PoseModel:
                 piece[:overlap] = weight * piece[:overlap] + (1 - weight) * tail
             n = min(length, T - at)
             out[at : at + n] = piece[:n]
+            kept = np.exp(-length / (LATELY * self.fps))
+            lately = kept * lately + (1 - kept) * ((piece * unit).mean(0) - middle)[slow]
             used *= np.exp(-length / (20 * self.fps))
             used[max(0, source - overlap) : source + length] += 1
             at += length
@@ -160,6 +169,7 @@ class PoseModel:
             tail = self.states[end : end + overlap]
             goal = scaled[end : end + overlap]
             cost = sum(((scaled[starts + k] - goal[k]) ** 2).sum(1) for k in range(overlap)) / overlap
+            cost += RESTLESS * (leads_to @ lately)
             cost += 4.0 * (np.abs(starts - end) < shortest)  # to play on would end in repeating the footage as it is
             window = np.pad(ahead[at : at + need], (0, max(0, need - len(ahead[at : at + need]))), mode="edge") if at < T else ahead[-need:]
             source = self._choose(rng, starts, cost, window, used)
