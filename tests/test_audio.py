@@ -195,3 +195,13 @@ def test_a_short_closure_is_not_a_pause():
     samples[:] = np.random.default_rng(0).normal(size=len(samples)) * 0.1
     samples[16000 : 16000 + 960] = 0  # 60 ms
     assert not audio.silence_mask(audio.log_mel(samples)).any()
+
+
+@pytest.mark.parametrize("breath, patience, rests", [(0.0, 0.43, True), (0.0, 2.0, True), (0.003, 0.43, True), (0.003, 2.0, False)])
+def test_half_a_second_is_a_rest_for_the_patient_too_where_not_even_breath_is_left(breath, patience, rests):
+    samples = np.random.default_rng(0).normal(size=3 * audio.RATE).astype(np.float32) * 0.1
+    samples[16000:24000] *= breath / 0.1
+    rest = audio.hear(samples, 25, 75, patience=patience).rest
+    assert not rest[:24].any() and not rest[39:].any()
+    assert rest[30:32].min() > 0.99 if rests else not rest.any()
+    assert not audio.hear(np.concatenate([samples[:22400], samples[24000:]]), 25, 70, patience=patience).rest.any()  # 0.4 s are none

@@ -117,6 +117,26 @@ def test_a_missing_file_is_named(tmp_path, missing):
         encoders.load_encoder(tmp_path)
 
 
+def test_joined_encoders_stand_side_by_side():
+    pytest.importorskip("pocketsphinx")
+    both, samples = encoders.load_encoder("logmel+phones"), babble()
+    parts = [encoders.load_encoder(name) for name in ("logmel", "phones")]
+    assert both.name == encoders.best_encoder() == "logmel+phones" and both.lookahead_seconds == parts[1].lookahead_seconds
+    where = encoders.columns_of(both)
+    assert list(where) == ["logmel", "phones"] and encoders.columns_of(parts[0]) == {"logmel": slice(0, parts[0].width)}
+    features = both.encode(samples)
+    assert features.shape[1] == both.width == where["phones"].stop
+    for part in parts:
+        np.testing.assert_array_equal(features[:, where[part.name]], part.encode(samples))
+    with pytest.raises(InputError, match="twice"):
+        encoders.load_encoder("phones+phones")
+
+
+def test_without_pocketsphinx_speech_is_heard_as_log_mel(monkeypatch):
+    monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    assert encoders.best_encoder() == "logmel"
+
+
 def test_unknown_encoders_are_refused():
-    with pytest.raises(InputError, match="logmel or phones"):
+    with pytest.raises(InputError, match="logmel, phones, the folder"):
         encoders.load_encoder("deepspeech")

@@ -15,12 +15,12 @@ from recon.track import Track
 from render.camera import Camera
 from render.files import InputError
 from render.rotations import angle_between, from_frontal
-from thnerf import audio, lipnet, motion, mouth
+from thnerf import audio, lipnet, motion, motion_training, mouth
 from thnerf.config import MotionConfig
 
 FPS, RATE = 25, audio.RATE
 NAMES = ("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp", "jawOpen", "mouthFunnel", "mouthSmileLeft")
-SMALL = MotionConfig(members=2, steps=160, hidden=32, batch=8, window=32, seed=3, prior=False)
+SMALL = MotionConfig(members=2, steps=160, hidden=32, batch=8, window=32, seed=3, prior=False, encoder="logmel")
 
 
 def babble(seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +82,7 @@ def trained(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     subject = make_subject(tmp_path_factory.mktemp("motion") / "me")
-    report = motion.train_motion(subject, subject.run(), SMALL, seconds=30)
+    report = motion_training.train_motion(subject, subject.run(), SMALL, seconds=30)
     yield subject, subject.run(), report, babble(8.0, 77)
     torch.set_num_threads(threads)
 
@@ -113,9 +113,9 @@ def test_nothing_outside_the_training_frames_is_learnt_from(trained, tmp_path):
     samples[round(a * rate / FPS) :] = 0.9
     soundfile.write(other.audio_path, samples, rate)
     few = MotionConfig(**{**SMALL.__dict__, "steps": 12})
-    motion.train_motion(Subject.open(other.path), tmp_path / "spoilt", few, 1e6)
-    motion.train_motion(subject, tmp_path / "clean", few, 1e6)
-    (_, x), (_, y) = motion._load(tmp_path / "spoilt" / motion.FILE), motion._load(tmp_path / "clean" / motion.FILE)
+    motion_training.train_motion(Subject.open(other.path), tmp_path / "spoilt", few, 1e6)
+    motion_training.train_motion(subject, tmp_path / "clean", few, 1e6)
+    (_, x), (_, y) = motion.load_networks(tmp_path / "spoilt" / motion.FILE), motion.load_networks(tmp_path / "clean" / motion.FILE)
     for name in x:
         np.testing.assert_allclose(x[name], y[name], atol=1e-3, err_msg=name)
 
@@ -212,7 +212,7 @@ def test_expression_for_evaluation(trained):
 def test_a_finished_network_is_kept(trained):
     subject, run, report, _ = trained
     before = (run / motion.FILE).stat().st_mtime_ns
-    again = motion.train_motion(subject, run, SMALL, seconds=30)
+    again = motion_training.train_motion(subject, run, SMALL, seconds=30)
     assert again["reused"] and again["validation_correlation"] == report["validation_correlation"]
     assert (run / motion.FILE).stat().st_mtime_ns == before
 
@@ -230,11 +230,11 @@ def test_a_stopped_training_goes_on_after_its_last_finished_network(trained, tmp
     monkeypatch.setattr(lipnet, "fit_member", stopping)
     config = dataclasses.replace(SMALL, members=2)
     with pytest.raises(KeyboardInterrupt):
-        motion.train_motion(subject, tmp_path, config, seconds=30)
-    assert (tmp_path / motion.STATE).exists() and not (tmp_path / motion.FILE).exists()
-    report = motion.train_motion(subject, tmp_path, config, seconds=30)
+        motion_training.train_motion(subject, tmp_path, config, seconds=30)
+    assert (tmp_path / motion_training.STATE).exists() and not (tmp_path / motion.FILE).exists()
+    report = motion_training.train_motion(subject, tmp_path, config, seconds=30)
     assert calls == [calls[0], calls[1], calls[1]] and report["members"] == 2
-    assert (tmp_path / motion.FILE).exists() and not (tmp_path / motion.STATE).exists()
+    assert (tmp_path / motion.FILE).exists() and not (tmp_path / motion_training.STATE).exists()
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "noise", "other version", "no header", "lost tensor", "other model"])
@@ -243,7 +243,7 @@ def test_damaged_networks_are_refused(trained, tmp_path, kind):
 
     subject, run, _, (sound, _) = trained
     data = (run / motion.FILE).read_bytes()
-    header, tensors = motion._load(run / motion.FILE)
+    header, tensors = motion.load_networks(run / motion.FILE)
     path = tmp_path / motion.FILE
     if kind == "empty":
         path.write_bytes(b"")
@@ -272,19 +272,19 @@ def test_footage_without_sound_is_refused(tmp_path):
     subject = make_subject(tmp_path / "mute", 2.0)
     subject.info["has_audio"] = False
     with pytest.raises(InputError, match="no sound"):
-        motion.train_motion(subject, tmp_path / "run", SMALL, 1)
+        motion_training.train_motion(subject, tmp_path / "run", SMALL, 1)
 
 
-@pytest.mark.parametrize("frames, enough", [(motion.FEWEST - 1, False), (motion.FEWEST, True)])
+@pytest.mark.parametrize("frames, enough", [(motion_training.FEWEST - 1, False), (motion_training.FEWEST, True)])
 def test_too_little_footage_is_refused_with_its_length(tmp_path, frames, enough):
     subject = make_subject(tmp_path / "short", 2.0)
     subject.info["split"] = {"train": [[0, frames]], "test": []}
     tiny = MotionConfig(members=1, steps=1, hidden=16, batch=2, bilabials=False)
     if enough:
-        assert motion.train_motion(subject, tmp_path / "run", tiny, 10)["frames"] == frames
+        assert motion_training.train_motion(subject, tmp_path / "run", tiny, 10)["frames"] == frames
     else:
-        with pytest.raises(InputError, match=f"{frames} training frames .* needs {motion.FEWEST}"):
-            motion.train_motion(subject, tmp_path / "run", tiny, 10)
+        with pytest.raises(InputError, match=f"{frames} training frames .* needs {motion_training.FEWEST}"):
+            motion_training.train_motion(subject, tmp_path / "run", tiny, 10)
 
 
 def test_several_clips_and_invalid_frames(tmp_path):
@@ -292,8 +292,25 @@ def test_several_clips_and_invalid_frames(tmp_path):
     valid = subject.track.valid.copy()
     valid[20:30] = False
     subject.track.replace(valid=valid).save(subject.track_path)
-    report = motion.train_motion(Subject.open(subject.path), tmp_path / "run", MotionConfig(members=1, steps=5, hidden=16, batch=2), 10)
+    report = motion_training.train_motion(Subject.open(subject.path), tmp_path / "run", MotionConfig(members=1, steps=5, hidden=16, batch=2), 10)
     assert report["frames"] == len(subject.frames("train")) - 10
+
+
+def test_networks_of_all_kinds_speak_together(trained, tmp_path):
+    pytest.importorskip("pocketsphinx")
+    subject, _, _, (sound, truth) = trained
+    report = motion_training.train_motion(subject, tmp_path, dataclasses.replace(SMALL, encoder="auto", prior=True, members=1, steps=40), 1e6)
+    speaker = motion.Speaker(subject, tmp_path)
+    assert report["members"] == len(speaker.nets) == 3  # log-mel, phones, log-mel from the prior
+    assert [kind.last - kind.first for kind, _ in speaker.nets] == [80, 45, 80]
+    heard = speaker.hear(sound, len(truth))
+    features = np.pad(heard.features[: 4 * len(truth) + speaker.right], ((speaker.left, 0), (0, 0)), mode="edge")
+    every, streamed = speaker.window(features)[0], speaker.window(features[:, :80])[0]
+    assert np.abs(every - streamed).max() > 0.01  # a stream brings the columns of log-mel only, and is spoken by the networks that hear these
+    speaker.nets = speaker.nets[::2]
+    np.testing.assert_array_equal(streamed, speaker.window(features)[0])
+    jaw = motion.predict_track(subject, tmp_path, sound).column("jawOpen")
+    assert np.corrcoef(jaw[8:-8], truth[8 : len(jaw) - 8, 0])[0, 1] > 0.6
 
 
 def test_modes_invert_on_what_they_span():
@@ -308,22 +325,11 @@ def test_modes_invert_on_what_they_span():
     np.testing.assert_allclose((z / modes.scale) @ modes.opening, (z @ modes.back).sum(1), atol=1e-9)
 
 
-def test_lips_shut_as_readily_as_unseen_footage_allows():
+def test_a_mouth_rests_as_soon_as_unseen_footage_allows():
     t = np.arange(2000) / 25
     plain = 6 + 3 * np.sin(9 * t) + 2 * np.sin(5.3 * t)
-    shut = (np.arange(2000) % 40 < 3).astype(float)
-    truth = plain * (1 - shut)
-    late = np.roll(shut, 20)
-    assert mouth.reluctance(plain, truth, 0.0, lambda step: shut) == mouth.RELUCTANCE[0]
-    assert mouth.reluctance(plain, truth, 0.0, lambda step: late) == 99.0
-    assert mouth.reluctance(plain, truth, 0.0, lambda step: shut if step > 1.9 else late) == 2.0  # only sure ones come at the right time
-
-
-def test_closures_of_the_phones_are_judged_where_phones_were_heard():
-    found = np.stack([np.linspace(-5, 5, 50), np.where(np.arange(50) < 30, 0.9, np.nan)], 1).astype(np.float32)
-    (everywhere, alone), (known, together) = motion._closures(found)
-    assert everywhere.all() and known.sum() == 30 and len(alone(1.2)) == 50 and len(together(1.2)) == 30
-    assert (together(1.2) >= together(2.4)).all() and (together(1.2) > together(2.4)).any()
-    found[:, 1] = np.nan
-    (_, alone), (known, together) = motion._closures(found)
-    np.testing.assert_array_equal(alone(1.2), together(1.2))
+    rests = np.stack([(np.arange(2000) % 100 < n).astype(float) for n in (60, 40, 20, 0)], 1)  # in fewer and fewer silences
+    for step, seconds in enumerate(mouth.PATIENCE):
+        lips = plain * (1 - rests[:, step])  # those that the network knows to be still are no cost
+        assert mouth.patience(lips, lips, 0.0, rests) == seconds
+    assert mouth.patience(plain, plain * (1 - rests[:, 0]), 0.0, rests) == mouth.PATIENCE[0]

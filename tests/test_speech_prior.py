@@ -128,11 +128,18 @@ def test_words_count_as_much_as_they_are_sure(monkeypatch):
     score = np.full((120, len(names)), -8.0)
     for k, phone in enumerate("M EY B IY".split()):
         score[11 + 10 * k : 21 + 10 * k, names.index(phone)] = 0
-    found = bilabials.word_evidence(bytes(2 * 19040), score)
+    found, doubt = bilabials.word_evidence(bytes(2 * 19040), score)
     sure = (40 * 0.8 + 40 * 0.4 + 3 * 0.9) / 83
     np.testing.assert_allclose(found[11:51], 0.8 * sure * np.repeat([bilabials.WORD_HAS, bilabials.WORD_LACKS] * 2, 10))
     np.testing.assert_allclose(found[51:91], 0.4 * sure * bilabials.WORD_LACKS)
     assert not found[:11].any() and not found[91:].any()
+    known = (83 * sure + bilabials.EXPECTED * bilabials.KNOWN[0]) / (83 + bilabials.EXPECTED)
+    assert bilabials.KNOWN[0] < known < bilabials.KNOWN[1]
+    np.testing.assert_allclose(doubt, bilabials.DOUBT * (bilabials.KNOWN[1] - known) / (bilabials.KNOWN[1] - bilabials.KNOWN[0]))
+    words[1:] = [word("maybe", 10, 109, 1.0)]
+    assert not bilabials.word_evidence(bytes(2 * 19040), score)[1].any()
+    words[1:] = [word("maybe", 10, 109, 0.1)]
+    np.testing.assert_allclose(bilabials.word_evidence(bytes(2 * 19040), score)[1], bilabials.DOUBT)
 
 
 def test_words_do_not_depend_on_what_was_heard_before(spoken):

@@ -20,7 +20,7 @@ from render.files import InputError
 from render.rotations import angle_between
 from render.video import load_video, probe, read_audio_track
 from test_motion import SMALL, babble, make_subject
-from thnerf import audio, motion, sinks, stream
+from thnerf import audio, motion, motion_training, sinks, stream
 from thnerf.direction import Direction, camera_gaze
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     subject = make_subject(tmp_path_factory.mktemp("stream") / "me")
-    motion.train_motion(subject, subject.run(), dataclasses.replace(SMALL, members=1, steps=120), seconds=30)
+    motion_training.train_motion(subject, subject.run(), dataclasses.replace(SMALL, members=1, steps=120), seconds=30)
     yield subject, *babble(4.5, 77)
     torch.set_num_threads(threads)
 

@@ -30,8 +30,10 @@ QUIET = -70.0
 """A file whose speech level is below this (dB re full scale) is taken as silent rather than amplified."""
 SPAN = 55.0
 """`normalised` keeps this many dB below the speech level; what is quieter is zero."""
-PAUSE, REST = 0.3, 0.5
-"""Seconds of silence after which a mouth may close, and after which it does."""
+PAUSE, REST = 0.3, 0.43
+"""Seconds of silence after which a mouth may close, and after which it does: half a second, of which the rows at its ends still hear the words."""
+DEEP = 50.0
+"""dB below the speech level at which not even breath is left."""
 _HOP = RATE // FEATURE_RATE
 _FFT = 1024
 _BLOCK = 1 << 18
@@ -234,7 +236,7 @@ class Heard:
     """A sound, as the networks see it: features (4 T + 1, bands), activity (T,) of the voice, pause and rest (T,) from 0 to 1,
     bilabial (T,) the probability of /p b m/ where it was asked for.
 
-    In a rest (a long pause) the mouth is closed; in a short pause only as far as this subject does that, who may be drawing breath.
+    In a rest the mouth is closed; in a pause only as far as this subject does that, who may be drawing breath.
     """
 
     features: np.ndarray
@@ -244,16 +246,18 @@ class Heard:
     bilabial: np.ndarray | None = None
 
 
-def hear(samples: np.ndarray, fps: float, frames: int, encode: Callable[[np.ndarray, float], np.ndarray] | None = None) -> Heard:
+def hear(samples: np.ndarray, fps: float, frames: int, encode: Callable[[np.ndarray, float], np.ndarray] | None = None, patience: float = REST) -> Heard:
     """Listen to mono samples at RATE for `frames` video frames at fps; frame i is shown from i / fps to (i + 1) / fps.
 
-    encode: (samples, speech level) → features at FEATURE_RATE, see `thnerf.encoders`; normalised log-mel by default.
+    encode: (samples, speech level) → features at FEATURE_RATE, see `thnerf.encoders`; normalised log-mel by default. patience: s of silence
+    that are a rest; of a silence DEEP below the speech, REST are.
     """
     mel = log_mel(samples)
     level = speech_level(mel)
-    silent = silence_mask(mel, level)
+    silent, deep = silence_mask(mel, level), loudness(mel) < max(level - DEEP, QUIET - 30)
     loud = np.clip((loudness(mel) - level + 30) / 40, 0, 1.2) * ~silent
-    curves = [_smooth(_pauses(silent, PAUSE), 0.16), _smooth(_pauses(silent, REST), 0.16), _smooth(loud, 0.3)]
+    rest = np.maximum(_pauses(silent, patience), _pauses(deep, REST))
+    curves = [_smooth(_pauses(silent, PAUSE), 0.16), _smooth(rest, 0.16), _smooth(loud, 0.3)]
     middle = (np.arange(frames) + 0.5) / fps * FEATURE_RATE
     grid = np.arange(len(mel))
     at = np.arange(4 * frames + 1) * (FEATURE_RATE / (4 * fps))

@@ -81,22 +81,22 @@ class TorsoConfig:
 class MotionConfig:
     """The speech-to-motion network: an ensemble of small temporal convolutional networks."""
 
-    members: int = 3
-    """Networks that are averaged; each leaves out another part of the training footage to validate on."""
+    members: int = 2
+    """Networks of each kind; all are averaged. Each leaves out another part of the training footage to validate on."""
     steps: int = 400
     """Optimiser steps of each network (fewer when its time runs out)."""
     batch: int = 16
     """Windows in one step."""
     window: int = 48
     """Video frames in a window."""
-    encoder: str = "logmel"
-    """What it hears: logmel, phones, or the folder of a wav2vec 2.0 or HuBERT checkpoint."""
-    prior: bool = False
-    """Start from the shipped network that has heard many voices (its size replaces the next three), where it hears with the same encoder. Off, because
-    networks that start afresh did as well or better on held-out footage; the voice is told by it either way."""
+    encoder: str = "auto"
+    """What they hear: logmel, phones, the folder of a wav2vec 2.0 or HuBERT checkpoint, or several joined by +, with networks for each. auto is logmel+phones,
+    or logmel where pocketsphinx is not installed. `thnerf stream` speaks by the networks that hear logmel."""
+    prior: bool = True
+    """Have networks, too, that begin from the shipped one, which has heard many voices (its size replaces the next three), where logmel is heard."""
     bilabials: bool = True
     """Shut the lips for /p b m/ that the shipped network and pocketsphinx' acoustic model hear (the network alone where pocketsphinx is not installed, and in
-    `thnerf stream`), as far as that costs the lips at most 0.005 of their agreement with footage that the networks have not seen."""
+    `thnerf stream`)."""
     hidden: int = 96
     """Channels of the network."""
     layers: int = 3

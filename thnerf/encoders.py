@@ -9,10 +9,12 @@ streamed: a frame that much older than the end of the sound does not change any 
 | `logmel` | 80 mel bands, dB over (speech level − 55 dB), in tens | 12.5 ms, given the level | hundreds of times real time | – |
 | `phones` | log posteriors of 42 phone classes by pocketsphinx' acoustic model, energy, voicing, pitch | the whole utterance (its channel mean) | about 20 times | pocketsphinx |
 | a folder | hidden states of a wav2vec 2.0 or HuBERT checkpoint | the whole utterance (attention) | a few times | transformers |
+| several, joined by + | the columns of each, side by side | the longest of them | | |
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import struct
 import tempfile
@@ -27,7 +29,7 @@ from render.files import InputError, StageError
 from thnerf import audio
 
 ENCODERS = ("logmel", "phones")
-"""Encoders that are chosen by name; anything else is the folder of a checkpoint."""
+"""Encoders that are chosen by name; anything else is the folder of a checkpoint, or several of these joined by +."""
 
 
 class Encoder(Protocol):
@@ -55,8 +57,45 @@ class LogMel:
         return audio.normalised(audio.log_mel(samples), level)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Several encoders side by side, for networks that each hear one of them."""
+
+    parts: tuple[Encoder, ...]
+
+    @property
+    def name(self) -> str:
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def width(self) -> int:
+        return sum(part.width for part in self.parts)
+
+    @property
+    def lookahead_seconds(self) -> float:
+        return max(part.lookahead_seconds for part in self.parts)
+
+    def encode(self, samples: np.ndarray, level: float | None = None) -> np.ndarray:
+        """See `Encoder`."""
+        return np.concatenate([part.encode(samples, level) for part in self.parts], 1)
+
+
+def columns_of(encoder: Encoder) -> dict[str, slice]:
+    """Where the features of each part of an encoder stand, by the part's name, in order."""
+    parts, found, at = getattr(encoder, "parts", (encoder,)), {}, 0
+    for part in parts:
+        found[part.name] = slice(at, at + part.width)
+        at += part.width
+    return found
+
+
+def best_encoder() -> str:
+    """What speech is heard with unless told otherwise: `logmel+phones`, or `logmel` where pocketsphinx is not installed."""
+    return "logmel+phones" if importlib.util.find_spec("pocketsphinx") is not None else "logmel"
+
+
 def load_encoder(name: str | Path = "logmel") -> Encoder:
-    """The encoder of a name in ENCODERS, or of a folder with a wav2vec 2.0 or HuBERT checkpoint.
+    """The encoder of a name in ENCODERS, of a folder with a wav2vec 2.0 or HuBERT checkpoint, or of several of these joined by +.
 
     Raises InputError for another name, a package that is not installed, or a folder that lacks a file (which it names).
     """
@@ -66,7 +105,12 @@ def load_encoder(name: str | Path = "logmel") -> Encoder:
         return Phones()
     if Path(name).is_dir():
         return Transformer(Path(name))
-    raise InputError(f"the speech encoder is {' or '.join(ENCODERS)}, or the folder of a wav2vec 2.0 or HuBERT checkpoint, not {str(name)!r}")
+    if "+" in str(name):
+        parts = tuple(load_encoder(part) for part in str(name).split("+"))
+        if len({part.name for part in parts}) == len(parts):
+            return Joined(parts)
+        raise InputError(f"the speech encoder {str(name)!r} names one encoder twice; give each once")
+    raise InputError(f"the speech encoder is {', '.join(ENCODERS)}, the folder of a wav2vec 2.0 or HuBERT checkpoint, or several joined by +, not {str(name)!r}")
 
 
 # ---- phones ---------------------------------------------------------------------------------------------------------

@@ -82,22 +82,22 @@ class LipNet(nn.Module):
 class Stretch:
     """A contiguous piece of footage: features (4 T + any, bands) standardised, targets (T, K), mask (T,) 0 where to ignore, pause (T,).
 
-    shutting (T, 2), which training carries along: log odds of closed lips by the prior, and the probability of a bilabial by the phones.
+    rests (T, P), which training carries along: how far a mouth of each `thnerf.mouth.PATIENCE` is at rest.
     """
 
     features: np.ndarray
     targets: np.ndarray
     mask: np.ndarray
     pause: np.ndarray
-    shutting: np.ndarray | None = None
+    rests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def cut(self, a: int, b: int) -> "Stretch":
         """Frames a to b."""
-        shutting = None if self.shutting is None else self.shutting[a:b]
-        return Stretch(self.features[4 * a : 4 * b + 1], self.targets[a:b], self.mask[a:b], self.pause[a:b], shutting)
+        rests = None if self.rests is None else self.rests[a:b]
+        return Stretch(self.features[4 * a : 4 * b + 1], self.targets[a:b], self.mask[a:b], self.pause[a:b], rests)
 
 
 def hold_out(stretches: Sequence[Stretch], member: int, members: int, share: float) -> tuple[list[Stretch], list[Stretch]]:
@@ -121,10 +121,11 @@ class Batches:
     """Random windows of stretches, played 10 % faster or slower, at other levels, pitches and noise, with parts of the spectrum
     masked (SpecAugment: Park et al. 2019), so that twenty seconds of speech are not learnt by heart."""
 
-    def __init__(self, stretches: Sequence[Stretch], net: LipNet, window: int, seed: int, noise: float) -> None:
+    def __init__(self, stretches: Sequence[Stretch], net: LipNet, window: int, seed: int, noise: float, pitched: bool = True) -> None:
+        """pitched: the features are bands of a spectrum, so that another pitch shifts them."""
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.window, self.left, self.right, self.noise = window, net.left, net.right, noise
+        self.window, self.left, self.right, self.noise, self.pitched = window, net.left, net.right, noise, pitched
         before, after = int(1.2 * self.left) + 8, int(1.2 * (4 * window + self.right)) + 8
         padded = [np.pad(s.features[: 4 * len(s)], ((before, after), (0, 0)), mode="edge") for s in stretches]
         self.features = np.concatenate(padded).astype(np.float32)
@@ -155,7 +156,7 @@ class Batches:
     def _disturb(self, x: torch.Tensor) -> torch.Tensor:
         size, bands, length = x.shape
         draw = lambda *shape: torch.randn(*shape, generator=self.generator)  # noqa: E731
-        shift = self.rng.uniform(-PITCH, PITCH, size)  # pitch and vocal tract, in bands
+        shift = self.rng.uniform(-PITCH, PITCH, size) * self.pitched  # pitch and vocal tract, in bands
         place = torch.from_numpy(np.clip(np.arange(bands)[None] + shift[:, None], 0, bands - 1.001).astype(np.float32))
         low = place.long()[:, :, None].expand(-1, -1, length)
         part = (place - place.floor())[:, :, None]
@@ -196,7 +197,7 @@ def fit_member(train: Sequence[Stretch], validation: Sequence[Stretch], weights:
     net = LipNet(train[0].features.shape[1], len(weights), settings["hidden"], settings["layers"], settings["dropout"], settings["ahead"])
     if start is not None:
         begin_from(net, start, train)
-    batches = Batches(train, net, settings["window"], seed, settings["noise"])
+    batches = Batches(train, net, settings["window"], seed, settings["noise"], bool(settings["pitched"]))
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings["rate"], weight_decay=settings["weight_decay"])
     average = [p.detach().clone() for p in net.parameters()]
     w, g = torch.from_numpy(weights).float(), torch.from_numpy(opening).float()

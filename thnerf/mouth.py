@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
@@ -11,10 +10,10 @@ from recon.subject import Subject
 from render.files import InputError
 from thnerf.pose import speech_columns
 
-RELUCTANCE = (1.2, 1.6, 2.0, 2.4, 2.8, 3.2, 4.0)
-"""Steps of `reluctance`."""
-COST = 0.005
-"""How much correlation with unseen footage closures may cost."""
+PATIENCE = (0.43, 0.8, 1.2, 2.0)
+"""Seconds of silence after which a mouth may come to rest: steps of `patience`."""
+REST_COST = 0.04
+"""How much correlation with unseen footage a mouth at rest may cost: nobody listens to it, but one that hangs open is seen."""
 _INNER_LIPS = (13, 14)  # MediaPipe landmarks: middle of the upper and of the lower inner lip
 
 
@@ -99,17 +98,17 @@ def closing(said: np.ndarray, truth: np.ndarray, pause: np.ndarray, neutral: flo
     return float(np.clip((toward @ (truth - said) + 0.25 * 10) / (toward @ toward + 10), 0, 1))
 
 
-def reluctance(said: np.ndarray, truth: np.ndarray, shut: float, closed: Callable[[float], np.ndarray]) -> float:
-    """How sure one must be of a /p b m/ before this subject's lips shut for it: the least of RELUCTANCE, in log odds, that costs the lip
-    opening `said` (N,) at most COST of its correlation with the `truth` (N,) on unseen footage; 99 where all of them do.
+def patience(said: np.ndarray, truth: np.ndarray, neutral: float, rests: np.ndarray) -> float:
+    """Seconds of silence, of PATIENCE, after which this subject's mouth comes to rest: the least that costs the lip opening `said` (N,) at most REST_COST of its correlation with
+    the `truth` (N,) on unseen footage; the last where all of them do. Many speakers hold their lips apart for longer than half a second.
 
-    closed: reluctance → how far the lips are shut (N,) from 0 to 1. So a voice in a language that the acoustic model does not know shuts the lips less.
+    rests: (N, number of PATIENCE) from 0 to 1, how far a mouth of each would be at rest, whose opening is `neutral`.
     """
     best = correlation(said, truth)
-    for step in RELUCTANCE:
-        if correlation(said - closed(step) * np.maximum(said - shut, 0), truth) >= best - COST:
-            return step
-    return 99.0
+    for seconds, rest in zip(PATIENCE, rests.T):
+        if correlation(said + rest * (neutral - said), truth) >= best - REST_COST:
+            return seconds
+    return PATIENCE[-1]
 
 
 def shutting(z: np.ndarray, opening: np.ndarray) -> tuple[np.ndarray, float]:

@@ -45,15 +45,12 @@ class Said:
         """How far the lips are closed for /p b m/, (T,) from 0 to 1, by the network alone."""
         return _ramp(self.odds, CLOSING)
 
-    def closed_with(self, bilabial: np.ndarray | None, reluctance: float = 0.0) -> np.ndarray:
-        """The same, by the network and the probability (T,) of a bilabial that `thnerf.bilabials` hears, where there is one.
-
-        reluctance: by how much the log odds must be higher than otherwise, see `thnerf.mouth.reluctance`.
-        """
+    def closed_with(self, bilabial: np.ndarray | None) -> np.ndarray:
+        """The same, by the network and the probability (T,) of a bilabial that `thnerf.bilabials` hears, where there is one."""
         if bilabial is None:
-            return _ramp(self.odds - reluctance, CLOSING)
-        heard = np.clip(bilabial, 1e-3, 1 - 1e-3)
-        return _ramp(0.5 * (self.odds + np.log(heard / (1 - heard))) - reluctance, JOINT_CLOSING)
+            return self.closed
+        heard = np.clip(bilabial, 1e-5, 1 - 1e-3)
+        return _ramp(0.5 * (self.odds + np.log(heard / (1 - heard))), JOINT_CLOSING)
 
 
 @dataclass(frozen=True)

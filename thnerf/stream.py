@@ -1,7 +1,7 @@
 """Speech as it comes, motion as soon as it is certain: the causal mode of the speech network.
 
 A frame is said when `lookahead` features (10 ms each) beyond its own four have been heard; what the network would hear after that is held
-at its last value. So any trained run streams, the latency is a number that is stated, and the output depends on the samples alone, never
+at its last value. So any trained run whose networks hear log-mel first streams (by those alone), the latency is a number that is stated, and the output depends on the samples alone, never
 on how they were packed. Loudness, pauses and the noise floor are measured from the past only (`Ear`). Head motion, gaze and blinks are
 sampled with the seed, one sequence for speech and one for silence, and follow whichever is going on.
 """
@@ -135,6 +135,7 @@ class Streamer:
         Raises InputError for a run that cannot be streamed, and for direction that needs the whole performance.
         """
         from thnerf.drive import face_model
+        from thnerf.encoders import columns_of
         from thnerf.motion import Speaker
         from thnerf.performance import POSES
 
@@ -146,8 +147,8 @@ class Streamer:
         if direction.pose not in (None, *POSES) and Path(direction.pose).suffix != ".npz":
             raise InputError(f"thnerf stream takes --pose {', '.join(POSES)} or a Track .npz, not {direction.pose!r}; fit a video first (thnerf fit) and give its track.npz")
         self.speaker, self.home, self.fps = Speaker(subject, run_dir), subject.track, subject.track.fps
-        if self.speaker.encoder.name != "logmel":
-            raise InputError(f"this run hears through {self.speaker.encoder.name}, which needs whole utterances; train one to stream with --motion.encoder logmel")
+        if next(iter(columns_of(self.speaker.encoder))) != "logmel":
+            raise InputError(f"this run hears through {self.speaker.encoder.name}, which needs whole utterances; train one to stream with --motion.encoder logmel+phones")
         self.model = face_model(subject)
         self.direction, self.manner = replace(direction, blink="auto"), Manner.of(subject.track, self.model)
         direction.offsets(subject.track.expression_names)

@@ -306,7 +306,7 @@ def _train_motion(subject: Subject, folder: Path, config: TrainConfig) -> None:
     if not subject.has_audio:
         print("no sound in this footage: the speech-to-motion network is skipped, the run renders from tracks only", file=sys.stderr)
         return
-    from thnerf.motion import train_motion
+    from thnerf.motion_training import train_motion
 
     try:
         train_motion(subject, folder, config.motion, seconds=config.motion_share * config.minutes * 60)

@@ -43,7 +43,8 @@ from thnerf.config import MotionConfig, TrainConfig  # noqa: E402
 from thnerf.encoders import load_encoder  # noqa: E402
 from thnerf.evaluate import evaluate, held_out, speech_predictor, spoken_track, stretch_sound  # noqa: E402
 from thnerf.metrics import best_lag, pearson  # noqa: E402
-from thnerf.motion import FILE, Speaker, predict_track, train_motion  # noqa: E402
+from thnerf.motion import FILE, Speaker, predict_track  # noqa: E402
+from thnerf.motion_training import train_motion  # noqa: E402
 from thnerf.phantom.motion import phantom_track  # noqa: E402
 from thnerf.phantom.scene import utterance  # noqa: E402
 from thnerf.stream import Streamer  # noqa: E402
