@@ -29,7 +29,7 @@ STAY = 0.75  # probability of staying in a state for another 10 ms
 WORD_HAS, WORD_LACKS = 8.0, -3.0
 """Log likelihood ratio of a bilabial where a word has one, and where it has none, were all words sure. A sure word in read English, whose words are sure
 by 0.7 on average, has 5.6 and -2.1: about the log of the shares of bilabials and of other frames in which words had one (0.92 to 0.005) or none."""
-KNOWN, DOUBT = (0.44, 0.56), 4.0
+KNOWN, DOUBT = (0.44, 0.56), 6.0
 """How sure words are, on average over a sound, up to which it is hardly the English that the acoustic model knows, and from which it is (Mandarin 0.37, French 0.43; English
 from 0.57 on in four voices); by how much log odds are lowered in the first case, for such a voice shuts the lips at the wrong times."""
 EXPECTED = 100

@@ -58,12 +58,12 @@ def load_networks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A group of networks that hear the same: first to last, their columns of the features; shape, of the networks (hidden, layers, ahead);
-    mean, spread (width,) that standardise what they hear."""
+    """A group of networks that hear the same: first to last, their columns of the features; settings: their size (hidden, layers, ahead), whether
+    columns shift with the pitch, whether they begin from the prior; mean, spread (width,) that standardise what they hear."""
 
     first: int
     last: int
-    shape: dict[str, int]
+    settings: dict[str, int]
     mean: np.ndarray
     spread: np.ndarray
 
@@ -71,13 +71,13 @@ class Kind:
         """Features (T, all columns) → what these networks hear (T, width)."""
         return ((features[:, self.first : self.last] - self.mean) / self.spread).astype(np.float32)
 
-    def network(self, tensors: dict[str, np.ndarray], number: int, outputs: int, dropout: float = 0.0) -> Any:
+    def network(self, tensors: dict[str, np.ndarray], number: int, outputs: int) -> Any:
         """The network of that number among those of a file, ready to predict."""
         import torch
 
         from thnerf.lipnet import LipNet
 
-        net = LipNet(self.last - self.first, outputs, self.shape["hidden"], self.shape["layers"], dropout, self.shape["ahead"])
+        net = LipNet(self.last - self.first, outputs, self.settings["hidden"], self.settings["layers"], 0.0, self.settings["ahead"])
         net.load_state_dict({k.split(".", 1)[1]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(f"net{number}.")})
         return net.eval()
 
@@ -101,7 +101,7 @@ class Speaker:
         try:
             layout = Layout(int(header["torso"]), tuple(names[i] for i in self.upper))
             self.pose = PoseModel.from_tensors(layout, {k[5:]: v for k, v in tensors.items() if k.startswith("pose.")})
-            kinds = [Kind(*where, shape, tensors[f"kind{i}.mean"], tensors[f"kind{i}.spread"]) for i, (*where, shape) in enumerate(header["kinds"])]
+            kinds = [Kind(*said, tensors[f"kind{i}.mean"], tensors[f"kind{i}.spread"]) for i, said in enumerate(header["kinds"])]
             self.nets = [(kind := kinds[i % len(kinds)], kind.network(tensors, i, len(tensors["scale"]))) for i in range(int(header["report"]["members"]))]
             self.bilabials = bool(header["config"].get("bilabials", False))
             self.encoder, self.prior = load_encoder(header["config"]["encoder"]), load_prior()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def train_motion(subject: Subject, run_dir: Path, config: MotionConfig | None = 
         "gain": gain.tolist(), "closing": closing, "patience": patience,
         "frames": len(train), "modes": len(weights), "members": config.members * len(kinds), "steps": steps, "seconds": time.perf_counter() - begin}
     header = {"version": VERSION, "fingerprint": fingerprint, "report": report, "config": dataclasses.asdict(config),
-              "kinds": [[kind.first, kind.last, kind.shape] for kind in kinds],
+              "kinds": [[kind.first, kind.last, kind.settings] for kind in kinds],
               "expression_names": track.expression_names, "model_id": track.model_id, "torso": track.torso.shape[1], "fps": track.fps}
     tensors |= {f"pose.{k}": v for k, v in pose.tensors().items()}
     tensors |= {f"kind{i}.{name}": getattr(kind, name) for i, kind in enumerate(kinds) for name in ("mean", "spread")}
@@ -99,14 +99,14 @@ def _kinds(config: MotionConfig, encoder: Encoder, features: np.ndarray) -> list
     """One kind of network for each part of the encoder, and one that begins from the shipped prior where that hears a part of it, too."""
     from thnerf.speech_prior import load_prior
 
-    kinds, own = [], {name: getattr(config, name) for name in ("hidden", "layers", "ahead")}
+    kinds, size = [], {name: getattr(config, name) for name in ("hidden", "layers", "ahead")}
     for name, where in columns_of(encoder).items():
         mean, spread = features[:, where].mean(0), features[:, where].std(0) + 0.3
-        kinds.append(Kind(where.start, where.stop, {**own, "pitched": int(name == "logmel")}, mean, spread))
+        kinds.append(Kind(where.start, where.stop, {**size, "pitched": int(name == "logmel"), "prior": 0}, mean, spread))
     prior = load_prior()
     if config.prior and (where := columns_of(encoder).get(prior.encoder)) is not None:
-        shape = {name: int(prior.settings[name]) for name in own}
-        kinds.append(Kind(where.start, where.stop, {**shape, "pitched": 1, "prior": 1}, prior.mean, prior.spread))
+        size = {name: int(prior.settings[name]) for name in size}
+        kinds.append(Kind(where.start, where.stop, {**size, "pitched": int(prior.encoder == "logmel"), "prior": 1}, prior.mean, prior.spread))
     return kinds
 
 
@@ -136,8 +136,8 @@ def _fit_ensemble(stretches: list[Any], kinds: list[Kind], weights: np.ndarray, 
                     advance(1.0)
                     continue
                 part = max(0.5, (seconds - (time.perf_counter() - begin)) / (total - number))
-                start = load_prior().net if "prior" in kind.shape else None
-                net, out, count = lipnet.fit_member(hear(fit), hear(check), weights, opening, {**dataclasses.asdict(config), **kind.shape},
+                start = load_prior().net if kind.settings["prior"] else None
+                net, out, count = lipnet.fit_member(hear(fit), hear(check), weights, opening, {**dataclasses.asdict(config), **kind.settings},
                                                     config.seed * 1000 + number, part, advance, start)
                 steps += count
                 outs.append(out)

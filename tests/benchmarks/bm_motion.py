@@ -327,27 +327,36 @@ def speed(b: Bench) -> list[Row]:
 
 
 def prior(b: Bench) -> list[Row]:
-    """What `--motion.prior` changes: lip gap of the mesh on held-out footage, or cross-validated over contiguous parts of all of it."""
+    """What `--motion.prior` adds: lip gap of the mesh on held-out footage (or cross-validated over contiguous parts of all of it), and where there are few seconds to learn from."""
     rows = []
     for name, asked in (("macron", 0.3), ("obama", None)):
         subject, _ = b.subject(name)
-        bounds = np.linspace(0, len(subject.track), b.folds + 1).astype(int).tolist()
-        splits = [{"train": [list(r) for r in ((0, low), (high, bounds[-1])) if r[1] > r[0]], "test": [[low, high]]} for low, high in zip(bounds, bounds[1:])]
-        found: dict[bool, list[float]] = {False: [], True: []}
-        for fold, split in enumerate(splits if b.folds > 1 else [subject.info["split"]]):
-            part = Subject(subject.path)
-            part.__dict__["info"] = {**subject.info, "split": split}
-            for use in found:
-                run = b.folder / "prior" / f"{name}-{fold + 1}-of-{b.folds}-{'with' if use else 'without'}"
-                run.mkdir(parents=True, exist_ok=True)
-                train_motion(part, run, MotionConfig(prior=use), UNHURRIED)
-                found[use].append(pearson(*(np.concatenate(x) for x in spoken_gap(part, run))) or 0.0)
-        without, with_prior = np.mean(found[False]), np.mean(found[True])
-        closed = (with_prior - without) / (1 - without)
-        note = f"correlation {without:.3f} without, {with_prior:.3f} with" + (f"; means of {b.folds} parts, " + ", ".join(f"{x:.2f} → {y:.2f}" for x, y in zip(*found.values())) if b.folds > 1 else "")
-        what = f"{name}: share of the gap to 1 that --motion.prior closes"
-        rows.append(Row(what, "", closed, None, note) if asked is None else least(what, asked, closed, note))
+        frames, fps = len(subject.track), subject.track.fps
+        bounds = np.linspace(0, frames, b.folds + 1).astype(int).tolist()
+        splits = [{"train": [list(r) for r in ((0, low), (high, frames)) if r[1] > r[0]], "test": [[low, high]]} for low, high in zip(bounds, bounds[1:])]
+        tried = {"": splits if b.folds > 1 else [subject.info["split"]]}
+        tried |= {f", learning from {s} s": [{"train": [[start, start + round(s * fps)]], "test": [[other, other + round(8 * fps)]]} for start, other in ((0, frames // 2), (frames // 2, 0))] for s in (5, 8)}
+        for what, parts in tried.items():
+            without, with_prior, note = compared(b, subject, name + what, parts)
+            row = (f"{name}{what}: share of the gap to 1 that --motion.prior closes", (with_prior - without) / (1 - without), note)
+            rows.append(Row(row[0], "", row[1], None, note) if asked is None or what else least(row[0], asked, row[1], note))
     return rows
+
+
+def compared(b: Bench, subject: Subject, name: str, splits: list[dict[str, Any]]) -> tuple[float, float, str]:
+    """Mean correlation over splits without and with the prior, and both in words."""
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for number, split in enumerate(splits):
+        part = Subject(subject.path)
+        part.__dict__["info"] = {**subject.info, "split": split}
+        for use in found:
+            run = b.folder / "prior" / f"{name.replace(',', '').replace(' ', '-')}-{number + 1}-of-{len(splits)}-{'with' if use else 'without'}"
+            run.mkdir(parents=True, exist_ok=True)
+            train_motion(part, run, MotionConfig(prior=use), UNHURRIED)
+            found[use].append(pearson(*(np.concatenate(x) for x in spoken_gap(part, run))) or 0.0)
+    without, with_prior = np.mean(found[False]), np.mean(found[True])
+    parts = f"; means of {len(splits)} parts, " + ", ".join(f"{x:.2f} → {y:.2f}" for x, y in zip(*found.values())) if len(splits) > 1 else ""
+    return float(without), float(with_prior), f"correlation {without:.3f} without, {with_prior:.3f} with{parts}"
 
 
 PARTS = {"closures": closing, "silence": silence, "held": held, "phantom": phantom, "pose": pose, "speed": speed, "prior": prior}
