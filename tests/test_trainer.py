@@ -236,6 +236,13 @@ def test_impossible_settings_are_refused(subject: Subject, bad: dict) -> None:
     assert not subject.run("bad").exists()
 
 
+def test_a_misspelt_encoder_is_refused_before_any_work(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "has_audio", True)
+    with pytest.raises(InputError, match="the speech encoder is .* not 'whisper'"):
+        train(subject, dataclasses.replace(SMALL, run="misheard", motion=MotionConfig(encoder="whisper")), toy_model())
+    assert not subject.run("misheard").exists()
+
+
 def test_a_run_is_not_continued_on_another_fit(trained, subject: Subject, tmp_path) -> None:
     import json
     import shutil

@@ -30,6 +30,7 @@ from thnerf.avatar import Avatar, read_tensors, write_tensors
 from thnerf.config import TrainConfig, differences, save_config
 from thnerf.dataset import LARGE_PATCH, PATCH, TrainingSet, load_training_set, person_share, pixel_directions, typical_meshes
 from thnerf.device import choose_device
+from thnerf.encoders import load_encoder
 from thnerf.exposure import Exposure, exposed
 from thnerf.field import mesh_warp
 from thnerf.lpips import load_lpips
@@ -277,6 +278,8 @@ def train(subject: Subject, config: TrainConfig, model: MorphableModel | None = 
     folder = subject.run(config.run)
     if _already_finished(folder, config, subject.fingerprint):
         return folder
+    if subject.has_audio and config.motion.encoder != "auto":
+        load_encoder(config.motion.encoder)  # one that is misspelt or not installed is told before any work, not skipped after it
     model = model or subject.model
     data = load_training_set(subject, model, config.head.expression_modes, config.max_frames, config.frame_memory_mib)
     state = folder / "state.safetensors"
