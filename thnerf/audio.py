@@ -253,9 +253,9 @@ def hear(samples: np.ndarray, fps: float, frames: int, encode: Callable[[np.ndar
     that are a rest; of a silence DEEP below the speech, REST are.
     """
     mel = log_mel(samples)
-    level = speech_level(mel)
-    silent, deep = silence_mask(mel, level), loudness(mel) < max(level - DEEP, QUIET - 30)
-    loud = np.clip((loudness(mel) - level + 30) / 40, 0, 1.2) * ~silent
+    level, power = speech_level(mel), loudness(mel)
+    silent, deep = silence_mask(mel, level), power < max(level - DEEP, QUIET - 30)
+    loud = np.clip((power - level + 30) / 40, 0, 1.2) * ~silent
     rest = np.maximum(_pauses(silent, patience), _pauses(deep, REST))
     curves = [_smooth(_pauses(silent, PAUSE), 0.16), _smooth(rest, 0.16), _smooth(loud, 0.3)]
     middle = (np.arange(frames) + 0.5) / fps * FEATURE_RATE

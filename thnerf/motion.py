@@ -30,6 +30,7 @@ CHUNK = 512
 
 
 def save_networks(path: Path, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Write header and arrays of networks to a file, atomically; whole numbers as int32, all others as float32. Inverse of `load_networks`."""
     from safetensors.numpy import save
 
     arrays = {k: np.ascontiguousarray(v, np.int32 if np.asarray(v).dtype.kind in "iu" else np.float32) for k, v in tensors.items()}
